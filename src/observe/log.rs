@@ -1,0 +1,1 @@
+//! The log: a bounded ring, written out by a thread of its own.
