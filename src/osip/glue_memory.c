@@ -11,6 +11,11 @@ typedef void partyline_free_fn(void *);
 extern void osip_set_allocators(partyline_malloc_fn *, partyline_realloc_fn *, partyline_free_fn *)
     __attribute__((weak));
 
+HIDDEN int partyline_glue_has_osip(void)
+{
+    return osip_set_allocators != NULL;
+}
+
 /* Returns 1 where an osip2 with replaceable allocators is present. */
 HIDDEN int partyline_glue_set_allocators(partyline_malloc_fn *m, partyline_realloc_fn *r, partyline_free_fn *f)
 {

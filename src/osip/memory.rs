@@ -7,8 +7,8 @@
 //! | builds with DEBUG_MEM | calls of `_osip_malloc`, `_osip_realloc`, `_osip_free` |
 //!
 //! The constructor runs when the library is loaded: preloaded, linked before osip2, or linked into the program from
-//! `libpartyline.a`. There nothing refers to it, so the linker has to be told: `-Wl,-u,osip_malloc` (the constructor
-//! lies in the object that defines it).
+//! `libpartyline.a`. There nothing refers to it, so the linker has to be told: `-Wl,-u,partyline_constructor` (as
+//! `partyline-static.pc` does).
 //!
 //! # Contract of every pointer here
 //! As in `pool::front`: null, or a live block of the pool or of libc. Callable from any thread, at any time; nothing
@@ -24,6 +24,7 @@ type Realloc = unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void;
 type Free = unsafe extern "C" fn(*mut c_void);
 
 unsafe extern "C" {
+    fn partyline_glue_has_osip() -> c_int;
     fn partyline_glue_set_allocators(malloc: Malloc, realloc: Realloc, free: Free) -> c_int;
 }
 
@@ -88,10 +89,12 @@ fn site(file: *mut c_char, line: u16) -> watch::Site {
     if file.is_null() { None } else { Some((file.cast_const(), line)) }
 }
 
-/// Starts the pool and gives it to osip2, before the program's `main`.
-extern "C" fn on_load() {
+/// Starts the pool and gives it to osip2, where there is one, before the program's `main`. The loader calls it; calling it again is harmless.
+#[unsafe(no_mangle)]
+pub extern "C" fn partyline_constructor() {
     next::resolve();
-    if start::start() == start::Mode::Libc {
+    // SAFETY: compares an address with NULL.
+    if unsafe { partyline_glue_has_osip() } == 0 || start::start() == start::Mode::Libc {
         return;
     }
     // SAFETY: the three functions have osip2's types and live as long as the program.
@@ -105,7 +108,7 @@ extern "C" fn on_exit() {
 
 #[used]
 #[unsafe(link_section = ".init_array")]
-static ON_LOAD: extern "C" fn() = on_load;
+static ON_LOAD: extern "C" fn() = partyline_constructor;
 
 #[used]
 #[unsafe(link_section = ".fini_array")]

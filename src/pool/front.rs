@@ -71,7 +71,11 @@ pub fn from_heap(heap: *mut Heap, size: usize, limited: bool) -> *mut u8 {
 #[cold]
 fn refused(refusal: Refusal, size: usize) -> *mut u8 {
     match refusal {
-        Refusal::Limit => null_mut(),
+        Refusal::Limit => {
+            // SAFETY: errno is this thread's.
+            unsafe { *libc::__errno_location() = libc::ENOMEM };
+            null_mut()
+        }
         Refusal::Space => next::malloc(size),
     }
 }
@@ -327,8 +331,10 @@ unsafe fn resize(block: *mut u8, size: usize, limited: bool) -> *mut u8 {
         // SAFETY: not ours, so the caller vouches for it as a block of libc's.
         return unsafe { next::realloc(block, size) };
     };
-    // SAFETY: the caller vouches for the block; both blocks are at least as long as what is copied, and apart.
+    // SAFETY: the caller vouches for the block; both blocks are at least as long as what is copied, and apart. A
+    // thread's heap is its own; the counter of EMPTY is nobody's and may lose.
     unsafe {
+        bump(&(*tls::heap()).reallocs, 1);
         if start::watched() {
             return watch::realloc(block, size, limited, None);
         }
@@ -391,23 +397,32 @@ fn aligned_slow(size: usize, align: usize) -> *mut u8 {
 unsafe impl core::alloc::GlobalAlloc for PoolAlloc {
     #[inline]
     unsafe fn alloc(&self, layout: core::alloc::Layout) -> *mut u8 {
-        // SAFETY: a Layout's alignment is a power of two.
-        unsafe { aligned(layout.size(), layout.align()) }
+        // SAFETY: a Layout's alignment is a power of two. Counted afterwards: a thread's first call gives it its heap.
+        unsafe {
+            let block = aligned(layout.size(), layout.align());
+            bump(&(*tls::heap()).rust_allocs, 1);
+            block
+        }
     }
 
     #[inline]
     unsafe fn dealloc(&self, block: *mut u8, _: core::alloc::Layout) {
         // SAFETY: the caller got the block from here.
-        unsafe { free(block) };
+        unsafe {
+            bump(&(*tls::heap()).rust_frees, 1);
+            free(block);
+        }
     }
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: core::alloc::Layout) -> *mut u8 {
-        if layout.align() <= 8 || (layout.align() == 16 && layout.size() > 8) {
-            return zeroed(layout.size(), false);
-        }
         // SAFETY: as above; the block has the layout's size.
         unsafe {
+            if layout.align() <= 8 || (layout.align() == 16 && layout.size() > 8) {
+                let block = zeroed(layout.size(), false);
+                bump(&(*tls::heap()).rust_allocs, 1);
+                return block;
+            }
             let block = aligned(layout.size(), layout.align());
             if !block.is_null() {
                 write_bytes(block, 0, layout.size());

@@ -68,6 +68,10 @@ pub struct Heap {
     pub cross: [AtomicU64; CLASSES],
     /// Blocks that were passed on to libc.
     pub foreign: AtomicU64,
+    /// Calls of realloc, and allocations and frees through [`super::PoolAlloc`].
+    pub reallocs: AtomicU64,
+    pub rust_allocs: AtomicU64,
+    pub rust_frees: AtomicU64,
     inbox: Inbox,
     next: AtomicPtr<Heap>,
 }
@@ -94,6 +98,9 @@ const BLANK: Heap = Heap {
     keys: Cell::new(0),
     cross: [const { AtomicU64::new(0) }; CLASSES],
     foreign: AtomicU64::new(0),
+    reallocs: AtomicU64::new(0),
+    rust_allocs: AtomicU64::new(0),
+    rust_frees: AtomicU64::new(0),
     inbox: Inbox { notified: Notified(AtomicPtr::new(null_mut())), claim: Claim(AtomicU32::new(1)) },
     next: AtomicPtr::new(null_mut()),
 };

@@ -12,7 +12,7 @@
 use core::cell::UnsafeCell;
 use core::ptr::null_mut;
 
-use super::classes::{CLASSES, SLICE, SLICE_SHIFT};
+use super::classes::{CLASSES, SLICE_SHIFT};
 use super::os::{self, Lock};
 use super::range::{address_of_slice, slice_of, span_of_slice};
 use super::span::{Keep, Span, kind};
@@ -378,9 +378,4 @@ impl Pages {
             self.give(span, slices);
         }
     }
-}
-
-/// Bytes of a number of slices.
-pub fn bytes(slices: usize) -> u64 {
-    (slices * SLICE) as u64
 }

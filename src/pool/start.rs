@@ -132,9 +132,7 @@ pub fn start() -> Mode {
                 PAGES.with(|pages| pages.start(slices));
                 // SAFETY: the handlers live as long as the library.
                 unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(after_fork)) };
-                if mode != Mode::Pool {
-                    watch::start();
-                }
+                watch::init();
             }
         }
         MODE.store(mode as u8, Ordering::Release);

@@ -33,6 +33,11 @@ pub struct Stats {
     pub cross_thread: u64,
     /// Blocks of libc that were passed on.
     pub foreign: u64,
+    /// Calls of realloc.
+    pub reallocs: u64,
+    /// Of `allocated` and `freed`: by Rust code of this library.
+    pub rust_allocated: u64,
+    pub rust_freed: u64,
     /// Bytes in spans and large blocks in use, now and at most.
     pub used_bytes: u64,
     pub peak_bytes: u64,
@@ -54,6 +59,9 @@ pub fn read() -> Stats {
         live_bytes: 0,
         cross_thread: 0,
         foreign: 0,
+        reallocs: 0,
+        rust_allocated: 0,
+        rust_freed: 0,
         used_bytes: 0,
         peak_bytes: 0,
         idle_bytes: 0,
@@ -70,6 +78,9 @@ pub fn read() -> Stats {
         heap::for_each(|heap| {
             stats.heaps += 1;
             stats.foreign += heap.foreign.load(Ordering::Relaxed);
+            stats.reallocs += heap.reallocs.load(Ordering::Relaxed);
+            stats.rust_allocated += heap.rust_allocs.load(Ordering::Relaxed);
+            stats.rust_freed += heap.rust_frees.load(Ordering::Relaxed);
             for (entry, crossed) in stats.classes.iter_mut().zip(&heap.cross) {
                 entry.cross_thread += crossed.load(Ordering::Acquire);
             }

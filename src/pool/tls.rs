@@ -15,6 +15,7 @@ use super::heap::{EMPTY, Heap};
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 pub enum State {
+    #[allow(dead_code, reason = "what the assembly below writes")]
     New = 0,
     /// Has a heap; its exit will be noticed.
     Entered = 1,

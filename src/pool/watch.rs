@@ -18,7 +18,8 @@ use super::os::{self, Line, Lock};
 use super::range::{offset_of, span_at, span_of_slice};
 use super::span::{Span, kind};
 use super::pages::PAGES;
-use super::tls;
+use super::start::{self, Entry, Mode};
+use super::{next, tls};
 
 /// Where a block was asked for: the address of the file's name (48 bits) and the line (16).
 pub type Site = Option<(*const core::ffi::c_char, u16)>;
@@ -55,7 +56,7 @@ unsafe impl Sync for Ring {}
 
 static RING: Ring = Ring { lock: Lock::new(), blocks: core::cell::UnsafeCell::new(([0; QUARANTINE], 0)) };
 
-pub fn start() {
+pub fn init() {
     SECRET.store(os::seed(), Ordering::Relaxed);
 }
 
@@ -125,6 +126,41 @@ pub fn seal_block(block: *mut u8, size: usize, at: Site) {
     }
 }
 
+/// A block that remembers where it was asked for, in every mode. For `_osip_malloc`.
+pub fn malloc_at(size: usize, at: Site) -> *mut u8 {
+    match start::enter() {
+        Entry::Heap(heap) | Entry::Watched(heap) => malloc(heap, size, true, at),
+        Entry::Late => start::with_late_heap(|heap| malloc(heap, size, true, at)),
+        Entry::Libc => next::malloc(size),
+    }
+}
+
+/// The same for `_osip_realloc`.
+///
+/// # Safety
+/// As the front door's `realloc`.
+pub unsafe fn realloc_at(block: *mut u8, size: usize, at: Site) -> *mut u8 {
+    if block.is_null() {
+        return malloc_at(size, at);
+    }
+    // SAFETY: as for this function; both blocks hold what is copied.
+    unsafe {
+        if size == 0 || offset_of(block as usize).is_none() {
+            return super::realloc(block, size);
+        }
+        if start::watched() {
+            return realloc(block, size, true, at);
+        }
+        let had = super::usable_size(block);
+        let moved = malloc_at(size, at);
+        if !moved.is_null() {
+            copy_nonoverlapping(block, moved, had.min(size));
+            super::free(block);
+        }
+        moved
+    }
+}
+
 unsafe fn room_of(span: *mut Span) -> usize {
     // SAFETY: a descriptor of the range.
     unsafe {
@@ -169,7 +205,7 @@ pub unsafe fn free(block: *mut u8) {
         let (span, room, size) = examine(block, "free");
         let end = trailer(block as usize, room);
         (*end).seal = seal(block as usize, size, (*end).site, FREE_SEAL);
-        if super::start::mode() != super::start::Mode::Checked || room > QUARANTINE_MAX {
+        if start::mode() != Mode::Checked || room > QUARANTINE_MAX {
             return release(span, block);
         }
         write_bytes(block, DEAD, size.min(POISON));
@@ -220,12 +256,12 @@ pub unsafe fn realloc(block: *mut u8, size: usize, limited: bool, at: Site) -> *
             free(block);
             return null_mut();
         }
-        let moved = match super::start::enter() {
-            super::start::Entry::Watched(heap) => malloc(heap, size, limited, at),
-            super::start::Entry::Late => {
-                super::start::with_late_heap(|heap| malloc(heap, size, limited, at))
+        let moved = match start::enter() {
+            Entry::Watched(heap) => malloc(heap, size, limited, at),
+            Entry::Late => {
+                start::with_late_heap(|heap| malloc(heap, size, limited, at))
             }
-            _ => super::next::malloc(size),
+            _ => next::malloc(size),
         };
         if !moved.is_null() {
             copy_nonoverlapping(block, moved, had.min(size));
