@@ -304,7 +304,7 @@ impl Heap {
     /// The caller's thread has claimed the heap; `span` is a span of it.
     #[cold]
     #[inline(never)]
-    pub unsafe fn on_trigger(&self, span: *mut Span) {
+    pub unsafe extern "C" fn on_trigger(&self, span: *mut Span) {
         // SAFETY: ours, see above.
         unsafe {
             if (*span).own.keep.get() == Keep::Full {

@@ -11,6 +11,7 @@ pub struct Lock(UnsafeCell<libc::pthread_mutex_t>);
 // SAFETY: a pthread mutex is made to be shared.
 unsafe impl Sync for Lock {}
 
+#[allow(clippy::new_without_default, reason = "made in statics, which need a const fn")]
 impl Lock {
     pub const fn new() -> Self {
         Lock(UnsafeCell::new(libc::PTHREAD_MUTEX_INITIALIZER))
@@ -94,7 +95,11 @@ pub fn seed() -> u64 {
     // SAFETY: AT_RANDOM is the address of 16 bytes, or 0.
     unsafe {
         let at = libc::getauxval(libc::AT_RANDOM) as *const u64;
-        if at.is_null() { 0x5bd1_e995_97f4_a7c1 } else { at.read_unaligned() ^ at.add(1).read_unaligned().rotate_left(32) }
+        if at.is_null() {
+            0x5bd1_e995_97f4_a7c1
+        } else {
+            at.read_unaligned() ^ at.add(1).read_unaligned().rotate_left(32)
+        }
     }
 }
 
@@ -118,6 +123,7 @@ pub struct Line<const N: usize> {
     len: usize,
 }
 
+#[allow(clippy::new_without_default, reason = "there is no default length")]
 impl<const N: usize> Line<N> {
     pub const fn new() -> Self {
         Line { text: [0; N], len: 0 }

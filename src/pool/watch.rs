@@ -15,9 +15,9 @@ use super::front::{checked_span, free_checked, free_large, from_heap};
 use super::heap::Heap;
 use super::misuse::{self, Misuse};
 use super::os::{self, Line, Lock};
+use super::pages::PAGES;
 use super::range::{offset_of, span_at, span_of_slice};
 use super::span::{Span, kind};
-use super::pages::PAGES;
 use super::start::{self, Entry, Mode};
 use super::{next, tls};
 
@@ -104,16 +104,20 @@ pub unsafe fn site(block: usize, room: usize) -> Option<(&'static [u8], u16)> {
 
 /// A block with a trailer, from the mode in force or from the plain pool (`_osip_malloc` in every mode).
 ///
+/// # Safety
 /// `heap` is claimed by the caller.
-pub fn malloc(heap: *mut Heap, size: usize, limited: bool, at: Site) -> *mut u8 {
+pub unsafe fn malloc(heap: *mut Heap, size: usize, limited: bool, at: Site) -> *mut u8 {
     let Some(total) = size.checked_add(TRAILER) else { return null_mut() };
-    let block = from_heap(heap, total, limited);
-    seal_block(block, size, at);
-    block
+    // SAFETY: as for this function; the block has room for the trailer.
+    unsafe {
+        let block = from_heap(heap, total, limited);
+        seal_block(block, size, at);
+        block
+    }
 }
 
 /// Writes filling and trailer into a block that has room for them. A block that libc gave is left as it is.
-pub fn seal_block(block: *mut u8, size: usize, at: Site) {
+unsafe fn seal_block(block: *mut u8, size: usize, at: Site) {
     let Some(offset) = offset_of(block as usize) else { return };
     // SAFETY: a block of ours, just handed out, with room for the trailer.
     unsafe {
@@ -129,8 +133,10 @@ pub fn seal_block(block: *mut u8, size: usize, at: Site) {
 /// A block that remembers where it was asked for, in every mode. For `_osip_malloc`.
 pub fn malloc_at(size: usize, at: Site) -> *mut u8 {
     match start::enter() {
-        Entry::Heap(heap) | Entry::Watched(heap) => malloc(heap, size, true, at),
-        Entry::Late => start::with_late_heap(|heap| malloc(heap, size, true, at)),
+        // SAFETY: the thread's own heap.
+        Entry::Heap(heap) | Entry::Watched(heap) => unsafe { malloc(heap, size, true, at) },
+        // SAFETY: the heap comes with its lock held.
+        Entry::Late => start::with_late_heap(|heap| unsafe { malloc(heap, size, true, at) }),
         Entry::Libc => next::malloc(size),
     }
 }
@@ -258,9 +264,7 @@ pub unsafe fn realloc(block: *mut u8, size: usize, limited: bool, at: Site) -> *
         }
         let moved = match start::enter() {
             Entry::Watched(heap) => malloc(heap, size, limited, at),
-            Entry::Late => {
-                start::with_late_heap(|heap| malloc(heap, size, limited, at))
-            }
+            Entry::Late => start::with_late_heap(|heap| malloc(heap, size, limited, at)),
             _ => next::malloc(size),
         };
         if !moved.is_null() {
@@ -314,7 +318,7 @@ pub fn report_leaks() {
             _ => {}
         }
     }
-    sites[..used].sort_unstable_by(|a, b| b.3.cmp(&a.3));
+    sites[..used].sort_unstable_by_key(|site| core::cmp::Reverse(site.3));
     pool_say!("partyline: {blocks} live blocks, {bytes} bytes");
     for &(site, class, count, bytes) in &sites[..used] {
         let mut line = Line::<512>::new();
