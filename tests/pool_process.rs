@@ -254,6 +254,67 @@ fn checked_double_free() {
     is_reported(output, &["double free"]);
 }
 
+/// With every block sampled: the byte behind the alignment's slack is on a page that cannot be touched.
+#[test]
+fn checked_guard_page() {
+    let variables = [("PARTYLINE_POOL", "checked"), ("PARTYLINE_POOL_SAMPLE", "1")];
+    let output = in_child("checked_guard_page", &variables, || {
+        let block = pool::malloc(60);
+        // SAFETY: mapped, but not accessible: the fault is what is tested.
+        unsafe { block.add(64).read_volatile() };
+    });
+    if let Some(output) = output {
+        assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{}", said(&output));
+    }
+}
+
+#[test]
+fn checked_guarded_overflow_within_the_alignment() {
+    let variables = [("PARTYLINE_POOL", "checked"), ("PARTYLINE_POOL_SAMPLE", "1")];
+    let output = in_child("checked_guarded_overflow_within_the_alignment", &variables, || {
+        let block = pool::malloc(60);
+        // SAFETY: within the slack; the write is the misuse under test.
+        unsafe { *block.add(60) = 1 };
+        free(block);
+    });
+    is_reported(output, &["write past the end"]);
+}
+
+#[test]
+fn checked_guarded_use_after_free() {
+    let variables = [("PARTYLINE_POOL", "checked"), ("PARTYLINE_POOL_SAMPLE", "1")];
+    let output = in_child("checked_guarded_use_after_free", &variables, || {
+        let block = pool::malloc(5000);
+        free(block);
+        // SAFETY: mapped, but not accessible: the fault is what is tested.
+        unsafe { block.read_volatile() };
+    });
+    if let Some(output) = output {
+        assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{}", said(&output));
+    }
+}
+
+#[test]
+fn guarded_blocks_come_and_go() {
+    let variables = [("PARTYLINE_POOL", "checked"), ("PARTYLINE_POOL_SAMPLE", "3")];
+    succeeds(in_child("guarded_blocks_come_and_go", &variables, || {
+        let mut blocks = Vec::new();
+        for n in 0..20_000usize {
+            let size = n * 37 % 60_000;
+            let block = pool::malloc(size);
+            // SAFETY: a live block of this size.
+            unsafe { block.write_bytes(3, size) };
+            blocks.push(block);
+            if blocks.len() > 300 {
+                // SAFETY: a live block of the pool.
+                let block = unsafe { pool::realloc(blocks.swap_remove(n % 300), 100) };
+                free(block);
+            }
+        }
+        blocks.into_iter().for_each(free);
+    }));
+}
+
 #[test]
 fn the_call_site_is_named() {
     let output = in_child("the_call_site_is_named", &[], || {

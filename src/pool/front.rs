@@ -47,7 +47,6 @@ extern "C" fn malloc_slow(heap: *mut Heap, size: usize, limited: bool) -> *mut u
     malloc_entry(size, limited)
 }
 
-#[cold]
 fn malloc_entry(size: usize, limited: bool) -> *mut u8 {
     match start::enter() {
         // SAFETY: the thread's own heap.
@@ -459,7 +458,10 @@ unsafe impl core::alloc::GlobalAlloc for PoolAlloc {
 pub fn trim() {
     if let Entry::Heap(heap) | Entry::Watched(heap) = start::enter() {
         // SAFETY: the thread's own heap.
-        unsafe { (*heap).tidy() };
+        unsafe {
+            watch::empty_quarantine(&(*heap).ring);
+            (*heap).tidy();
+        }
     }
     heap::tidy_orphans();
     PAGES.with(|pages| pages.purge_all());

@@ -29,6 +29,7 @@ use super::range::{address_of_slice, slice_of, span_of_slice};
 use super::remote::{Claim, Notified};
 use super::span::{Keep, NO_SPAN, Span, bump, kind, no_span};
 use super::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use super::watch::Ring;
 
 pub const OUTBOX: usize = 16;
 pub const BATCH: u32 = 64;
@@ -71,6 +72,8 @@ pub struct Heap {
     pub reallocs: AtomicU64,
     pub rust_allocs: AtomicU64,
     pub rust_frees: AtomicU64,
+    /// Freed blocks that wait, in checked mode.
+    pub ring: Ring,
     inbox: Inbox,
     next: AtomicPtr<Heap>,
 }
@@ -99,6 +102,7 @@ const BLANK: Heap = Heap {
     reallocs: AtomicU64::new(0),
     rust_allocs: AtomicU64::new(0),
     rust_frees: AtomicU64::new(0),
+    ring: Ring::NEW,
     inbox: Inbox { notified: Notified(AtomicPtr::new(null_mut())), claim: Claim(AtomicU32::new(1)) },
     next: AtomicPtr::new(null_mut()),
 };

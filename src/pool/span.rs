@@ -50,6 +50,8 @@ pub mod kind {
     pub const PART: u8 = 2;
     /// First slice of a large block.
     pub const LARGE: u8 = 3;
+    /// A block of its own against a guard page (checked mode).
+    pub const GUARDED: u8 = 5;
     /// First or last slice of a free run.
     pub const FREE: u8 = 4;
 }
