@@ -42,7 +42,9 @@ pub const fn size_of(class: usize) -> usize {
 pub const fn slices_of(class: usize) -> usize {
     match size_of(class) {
         0..=8192 => 1,
-        8193..=32768 => 4,
+        8193..=16384 => 2,
+        16385..=32768 => 4,
+        32769..=65536 => 8,
         _ => 16,
     }
 }

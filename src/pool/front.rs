@@ -259,7 +259,11 @@ pub unsafe fn free_checked(heap: *mut Heap, span: *mut Span, block: *mut u8) {
             heap
         };
         if (*span).fixed.owner.load(Ordering::Relaxed) == heap {
-            if (*span).push(block) == (*span).own.trigger.get() {
+            let back = (*span).push(block);
+            if (*span).slices() > 1 {
+                (*heap).big_came_back(&*span, block);
+            }
+            if back == (*span).own.trigger.get() {
                 (*heap).on_trigger(span);
             }
         } else {

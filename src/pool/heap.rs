@@ -25,7 +25,7 @@ use super::classes::{CLASSES, DIRECT, SLICE, SMALL_MAX, TABLE, size_of};
 use super::misuse;
 use super::os;
 use super::pages::{PAGES, Refusal};
-use super::range::{address_of_slice, slice_of, span_of_slice};
+use super::range::{address_of_slice, slice_of, span_of_block, span_of_slice};
 use super::remote::{Claim, Notified};
 use super::span::{Keep, NO_SPAN, Span, bump, kind, no_span};
 use super::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -35,6 +35,12 @@ pub const OUTBOX: usize = 16;
 pub const BATCH: u32 = 64;
 /// A span's unused part is linked up piece by piece: a page at a time.
 const EXTEND: usize = 4096;
+/// Free blocks larger than this are bounded: their spans are long, seldom empty, and of no use to other sizes.
+const BIG: usize = 8192;
+/// What of them may have memory behind it: this much, or a part of what is out. Beyond it each that is freed goes back.
+const BIG_FREE_MAX: usize = 1 << 20;
+const BIG_FREE_PART: usize = 4;
+const PAGE: usize = 4096;
 
 pub struct Bin {
     current: Cell<*mut Span>,
@@ -72,6 +78,14 @@ pub struct Heap {
     pub reallocs: AtomicU64,
     pub rust_allocs: AtomicU64,
     pub rust_frees: AtomicU64,
+    /// Bytes in free blocks above [`BIG`] that have memory behind them, as far as known.
+    big_free: Cell<usize>,
+    /// Bytes in blocks above it that are out. Those that other threads free stay counted until the heap is tidied: it
+    /// only sets a bound.
+    big_out: Cell<usize>,
+    /// Bytes that went back to the system out of free blocks, and came again.
+    pub purged: AtomicU64,
+    pub refilled: AtomicU64,
     /// Freed blocks that wait, in checked mode.
     pub ring: Ring,
     inbox: Inbox,
@@ -102,6 +116,10 @@ const BLANK: Heap = Heap {
     reallocs: AtomicU64::new(0),
     rust_allocs: AtomicU64::new(0),
     rust_frees: AtomicU64::new(0),
+    big_free: Cell::new(0),
+    big_out: Cell::new(0),
+    purged: AtomicU64::new(0),
+    refilled: AtomicU64::new(0),
     ring: Ring::NEW,
     inbox: Inbox { notified: Notified(AtomicPtr::new(null_mut())), claim: Claim(AtomicU32::new(1)) },
     next: AtomicPtr::new(null_mut()),
@@ -197,10 +215,63 @@ impl Heap {
     pub unsafe fn allocate(&self, class: usize, limited: bool) -> Result<*mut u8, Refusal> {
         // SAFETY: spans in our tables are ours and set up.
         unsafe {
-            if let Some(block) = (*self.bins[class].current.get()).pop() {
-                return Ok(block);
+            let block = match (*self.bins[class].current.get()).pop() {
+                Some(block) => block,
+                None => self.refill(class, limited)?,
+            };
+            if TABLE[class].size as usize > BIG {
+                self.big_taken(block, class);
             }
-            self.refill(class, limited)
+            Ok(block)
+        }
+    }
+
+    /// The pages of a free block that can go while its first word stays.
+    fn pages_of(block: usize, size: usize) -> (usize, usize) {
+        let from = (block + 16).next_multiple_of(PAGE);
+        (from, ((block + size) & !(PAGE - 1)).saturating_sub(from))
+    }
+
+    /// A block above [`BIG`] came back to its own heap. What is free of those beyond [`BIG_FREE_MAX`] goes back to the
+    /// system at once, since with many sizes the free blocks of one are of no use to the others.
+    ///
+    /// # Safety
+    /// The caller's thread has claimed the heap; `block` is a free block of `span`, which is one of the heap.
+    pub unsafe fn big_came_back(&self, span: &Span, block: *mut u8) {
+        let size = span.fixed.size.get() as usize;
+        let free = self.big_free.get() + size;
+        let out = self.big_out.get().saturating_sub(size);
+        self.big_out.set(out);
+        if free <= BIG_FREE_MAX.max(out / BIG_FREE_PART) {
+            self.big_free.set(free);
+            return;
+        }
+        let (from, bytes) = Self::pages_of(block as usize, size);
+        os::purge(from, bytes);
+        bump(&self.purged, bytes as u64);
+        span.list.purged.set(span.list.purged.get() + bytes);
+        // SAFETY: the second word of a free block, in the page that stays.
+        unsafe { *block.add(8).cast::<u64>() = span.encode(block as usize + 8) };
+    }
+
+    unsafe fn big_taken(&self, block: *mut u8, class: usize) {
+        let size = size_of(class);
+        self.big_out.set(self.big_out.get() + size);
+        // SAFETY: a block of ours that was just handed out; its slice has a descriptor that leads to its span.
+        unsafe {
+            let span = span_of_block(block as usize);
+            let mark = block.add(8).cast::<u64>();
+            if *mark == (*span).encode(block as usize + 8) {
+                *mark = 0;
+                let (_, bytes) = Self::pages_of(block as usize, size);
+                bump(&self.refilled, bytes as u64);
+                (*span).list.purged.set((*span).list.purged.get().saturating_sub(bytes));
+            } else if *mark == (*span).encode(block as usize) {
+                // Never handed out before: it was not counted among the free ones.
+                *mark = 0;
+            } else {
+                self.big_free.set(self.big_free.get().saturating_sub(size));
+            }
         }
     }
 
@@ -273,7 +344,9 @@ impl Heap {
             fixed.bytes.set(slices * SLICE / size * size);
             fixed.key.set(key);
             fixed.size.set(shape.size);
-            fixed.magic.set(shape.magic);
+            // 0: no multiple passes, so blocks of long spans go the way that looks at their size.
+            fixed.magic.set(if slices == 1 { shape.magic } else { 0 });
+            span.list.purged.set(0);
             fixed.slices.store(shape.slices, Ordering::Relaxed);
             fixed.back.set(0);
             fixed.class.store(class as u8, Ordering::Relaxed);
@@ -320,8 +393,24 @@ impl Heap {
         unsafe {
             if (*span).out() == 0 && !(*span).shared.remote.is_notified() {
                 self.unlist(span);
-                PAGES.with(|pages| pages.retire(span));
+                self.retire(span);
             }
+        }
+    }
+
+    /// # Safety
+    /// As [`Heap::on_trigger`]; no block of the span is out, and it is in no list and on no stack.
+    unsafe fn retire(&self, span: *mut Span) {
+        // SAFETY: as for this function.
+        unsafe {
+            if (*span).slices() > 1 {
+                let purged = (*span).list.purged.get();
+                // The run counts as one with memory behind all of it again.
+                bump(&self.refilled, purged as u64);
+                let unpurged = ((*span).own.fresh.get() as usize).saturating_sub(purged);
+                self.big_free.set(self.big_free.get().saturating_sub(unpurged));
+            }
+            PAGES.with(|pages| pages.retire(span));
         }
     }
 
@@ -403,7 +492,7 @@ impl Heap {
                 (*span).take_remote();
                 if (*span).out() == 0 && !(*span).shared.remote.is_notified() {
                     self.set_current(class, no_span());
-                    PAGES.with(|pages| pages.retire(span));
+                    self.retire(span);
                 }
             }
         }
@@ -554,7 +643,12 @@ impl Span {
         while at > from {
             at -= size;
             // SAFETY: within the span's part that holds blocks, and not handed out yet.
-            unsafe { *((base + at) as *mut u64) = word };
+            unsafe {
+                *((base + at) as *mut u64) = word;
+                if size > BIG {
+                    *((base + at + 8) as *mut u64) = self.encode(base + at);
+                }
+            };
             word = self.encode(base + at);
         }
         self.own.head.set(base + from);

@@ -6,7 +6,7 @@
 //! is given back is known to the byte. Dirty runs also stand in a queue by age.
 //!
 //! Memory goes back (`madvise`) when it has lain idle for [`DECAY_MS`], looked at whenever a run comes or goes, and at
-//! once for what exceeds both [`DIRTY_LEAST`] and half of what is in use: so a program that frees all it had and then
+//! once for what exceeds both [`DIRTY_LEAST`] and a sixteenth of what is in use: so a program that frees all it had and then
 //! sleeps keeps little, although no thread of ours watches it.
 
 use core::cell::UnsafeCell;
@@ -194,7 +194,7 @@ impl Pages {
             return;
         }
         let now = os::now_ms();
-        let bound = if all { 0 } else { DIRTY_LEAST.max(self.in_use / 2) };
+        let bound = if all { 0 } else { DIRTY_LEAST.max(self.in_use / 16) };
         let over = self.dirty > bound + if all { 0 } else { DIRTY_SLACK };
         loop {
             let run = self.oldest;

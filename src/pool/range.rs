@@ -42,6 +42,18 @@ pub fn span_at(offset: usize) -> *mut Span {
     (RANGE.table.load(Ordering::Relaxed) + entry) as *mut Span
 }
 
+/// The span that a block of the pool lies in.
+///
+/// # Safety
+/// The address lies in a span of blocks.
+pub unsafe fn span_of_block(address: usize) -> *mut Span {
+    let span = span_at(address.wrapping_sub(RANGE.base.load(Ordering::Relaxed)));
+    // SAFETY: as for this function: the slice is the span's first, or a part whose `back` leads there.
+    unsafe {
+        if (*span).kind() == super::span::kind::PART { span.sub((*span).fixed.back.get() as usize) } else { span }
+    }
+}
+
 pub fn span_of_slice(slice: usize) -> *mut Span {
     (RANGE.table.load(Ordering::Relaxed) + (slice << SPAN_SHIFT)) as *mut Span
 }

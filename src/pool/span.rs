@@ -116,6 +116,8 @@ pub struct ListLine {
     pub newer: Cell<*mut Span>,
     pub since: Cell<u64>,
     pub dirty: Cell<bool>,
+    /// Bytes of free blocks whose memory went back to the system.
+    pub purged: Cell<usize>,
 }
 
 #[repr(C, align(256))]
@@ -170,6 +172,7 @@ pub static NO_SPAN: Span = Span {
         newer: Cell::new(null_mut()),
         since: Cell::new(0),
         dirty: Cell::new(false),
+        purged: Cell::new(0),
     },
 };
 

@@ -73,11 +73,14 @@ pub fn read() -> Stats {
     for (class, entry) in stats.classes.iter_mut().enumerate().take(CLASSES) {
         entry.size = size_of(class) as u64;
     }
+    let (mut back, mut again) = (0, 0);
     PAGES.with(|pages| {
         // Spans come and go under this lock only.
         heap::for_each(|heap| {
             stats.heaps += 1;
             stats.foreign += heap.foreign.load(Ordering::Relaxed);
+            back += heap.purged.load(Ordering::Relaxed);
+            again += heap.refilled.load(Ordering::Relaxed);
             stats.reallocs += heap.reallocs.load(Ordering::Relaxed);
             stats.rust_allocated += heap.rust_allocs.load(Ordering::Relaxed);
             stats.rust_freed += heap.rust_frees.load(Ordering::Relaxed);
@@ -108,8 +111,8 @@ pub fn read() -> Stats {
         stats.used_bytes = (pages.in_use << SLICE_SHIFT) as u64;
         stats.peak_bytes = (pages.peak << SLICE_SHIFT) as u64;
         stats.idle_bytes = (pages.dirty << SLICE_SHIFT) as u64;
-        stats.from_os = pages.bytes_from_os;
-        stats.to_os = pages.bytes_to_os;
+        stats.from_os = pages.bytes_from_os + again;
+        stats.to_os = pages.bytes_to_os + back;
         stats.limit = pages.limit as u64;
         stats.live_bytes = pages.large_bytes;
     });
