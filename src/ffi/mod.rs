@@ -1,1 +1,3 @@
 //! (room ffi)
+
+pub mod thread;
