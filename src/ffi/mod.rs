@@ -12,6 +12,7 @@ mod error;
 pub mod fork;
 pub mod handle;
 mod text;
+pub mod thread;
 
 pub use entry::{entry, entry_value};
 pub use error::{Code, Error, last_error, set_last_error};
