@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use partyline::sched::{Admit, Bounds, Next, Permit, Policy, Pool, StrandSet, Task};
+use partyline::sched::{Admit, Bounds, Next, Permit, Pool, StrandPolicy as Policy, StrandSet, Task};
 use sched_support::{HUNG, options, until};
 
 type Job = (u64, usize);

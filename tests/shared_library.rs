@@ -36,7 +36,10 @@ fn it_exports_what_the_list_says_and_nothing_else() {
         text(&output.stdout).lines().filter_map(|line| line.split_whitespace().nth(2)).map(str::to_owned).collect();
     let extra: Vec<_> = exported.difference(&listed).collect();
     let missing: Vec<_> = listed.difference(&exported).collect();
-    assert!(extra.is_empty() && missing.is_empty(), "not on the list: {extra:?}; on the list but not there: {missing:?}");
+    assert!(
+        extra.is_empty() && missing.is_empty(),
+        "not on the list: {extra:?}; on the list but not there: {missing:?}"
+    );
 }
 
 #[test]

@@ -240,7 +240,9 @@ pub unsafe extern "C" fn partyline_message_resume(later: *mut partyline_message,
         let verdict = match verdict {
             PARTYLINE_NEXT => Verdict::Next,
             PARTYLINE_DONE => Verdict::Done,
-            other => return Err(Error::invalid(format!("verdict {other} is neither PARTYLINE_NEXT nor PARTYLINE_DONE"))),
+            other => {
+                return Err(Error::invalid(format!("verdict {other} is neither PARTYLINE_NEXT nor PARTYLINE_DONE")));
+            }
         };
         TICKETS.take(later as usize)?.resume(verdict)?;
         Ok(PARTYLINE_OK)
@@ -265,8 +267,7 @@ pub unsafe extern "C" fn partyline_send(
     entry("partyline_send", || {
         let engine = self::engine(engine)?;
         // SAFETY: a string and a byte range that live during the call.
-        let (address, bytes) =
-            unsafe { (ffi::text(address, "address")?, ffi::bytes(bytes.cast(), length, "bytes")?) };
+        let (address, bytes) = unsafe { (ffi::text(address, "address")?, ffi::bytes(bytes.cast(), length, "bytes")?) };
         engine.send(address, bytes)?;
         Ok(PARTYLINE_OK)
     })

@@ -27,10 +27,9 @@ pub(super) struct Holder {
 impl Holder {
     pub(super) fn opened(&self) -> Result<Arc<Bindings>, Error> {
         self.birth.check("registrar")?;
-        self.opened
-            .get()
-            .cloned()
-            .ok_or_else(|| Error::new(Code::State, "the registrar is not open yet: call partyline_registrar_open first"))
+        self.opened.get().cloned().ok_or_else(|| {
+            Error::new(Code::State, "the registrar is not open yet: call partyline_registrar_open first")
+        })
     }
 }
 

@@ -2,23 +2,28 @@
 //!
 //! The thread that leads reads one batch. Without plugins it answers the batch from the registrar's cache and goes on
 //! leading: nothing there can block. With plugins it gives leadership away first and then walks each message through the
-//! chain. A plugin that once took longer than [`SLOW`] gets its messages as tasks of their own for [`SLOW_FOR`], so that
-//! the rest of a batch never waits behind a call that blocks.
+//! chain.
+//!
+//! A plugin call may block, and then nothing may wait behind it but what its policy orders. So the rest of a batch, and the
+//! answers collected so far, stand in a [`Backlog`] that others can reach; whoever leads looks at the backlogs, and when a
+//! call has taken longer than [`SLOW`] it sends those answers and hands the rest to other threads. The plugin then counts
+//! as one that blocks for [`SLOW_FOR`]: its messages leave the batch and become tasks of their own before the call.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::Figures;
 use super::bindings::Bindings;
 use super::config::Config;
 use super::count::{Count, Dropped};
-use super::exchange::{Exchange, Kept, Origin};
+use super::exchange::{Exchange, Kept, Origin, Out};
 use super::plugin::{Chain, Link, Plugin, Policy, Verdict};
-use super::Figures;
-use crate::net::{Datagram, Event, Reactor, Ready, RecvBatch, ReplyTo, SendBatch, UdpListener};
+use crate::net::{Datagram, Event, Reactor, Ready, RecvBatch, SendBatch, UdpListener};
 use crate::observe::{Counter, Histogram, Text};
 use crate::sched::{Admit, Bounds, Leader, Next, Permit, Pool, Source, StrandPolicy, StrandSet, Task};
 use crate::sip::{KeyHasher, Message, Method, ParseError, Tags};
@@ -28,16 +33,30 @@ const SLOW: Duration = Duration::from_millis(1);
 /// How long a plugin is remembered as one that blocks.
 const SLOW_FOR: Duration = Duration::from_secs(60);
 
+/// How soon the leader looks at backlogs again.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// What waits behind the calls of one batch.
+#[derive(Default)]
+pub(super) struct Backlog {
+    rest: Mutex<VecDeque<(Kept, Option<Permit<Kept>>)>>,
+    out: Mutex<SendBatch>,
+    /// When the current call began, in microseconds of the engine's life; 0: no call.
+    since: AtomicU64,
+    /// The link that is called.
+    link: AtomicUsize,
+}
+
 /// What a thread needs to serve a batch; kept in a stack, so that the one used last is used next.
 #[derive(Default)]
 struct Desk {
     ready: Ready,
     recv: RecvBatch,
     send: SendBatch,
-    /// Datagrams of the batch that may run, each with its strand's permit if it has entered one already.
-    turns: Vec<(usize, Option<Permit<Kept>>)>,
+    backlog: Arc<Backlog>,
 }
 
+/// See the module.
 pub(super) struct Core {
     pub config: Config,
     pub listeners: Vec<Arc<UdpListener>>,
@@ -52,6 +71,10 @@ pub(super) struct Core {
     ordered: bool,
     pool: OnceLock<Weak<Pool>>,
     desks: Mutex<Vec<Desk>>,
+    /// Batches that are being walked through the chain.
+    backlogs: Mutex<Vec<Arc<Backlog>>>,
+    backlogged: AtomicUsize,
+    rescues: Counter,
     open: AtomicBool,
     born: Instant,
 }
@@ -83,6 +106,9 @@ impl Core {
                 ordered,
                 pool: OnceLock::new(),
                 desks: Mutex::new(Vec::new()),
+                backlogs: Mutex::new(Vec::new()),
+                backlogged: AtomicUsize::new(0),
+                rescues: Counter::new(),
                 open: AtomicBool::new(true),
                 born: Instant::now(),
             }
@@ -145,7 +171,7 @@ impl Core {
         if pool.submit(task).is_err() {
             if let Some((kept, permit)) = cell.lock().take() {
                 self.count.waiting.add(-1);
-                self.with_kept(&kept, |exchange| exchange.refuse());
+                self.with_kept(kept, |exchange| exchange.refuse());
                 if let Some(permit) = permit {
                     self.release_quietly(permit);
                 }
@@ -156,13 +182,13 @@ impl Core {
     /// The strand of a message that was refused goes to the next one, which is refused too if there is still no room.
     fn release_quietly(&self, mut permit: Permit<Kept>) {
         while let Next::Run(kept) | Next::Yield(kept) = permit.next() {
-            self.with_kept(&kept, |exchange| exchange.refuse());
+            self.with_kept(kept, |exchange| exchange.refuse());
         }
     }
 
     fn run_kept(&self, kept: Kept, permit: Option<Permit<Kept>>) {
         let mut permit = permit;
-        self.with_kept(&kept, |exchange| {
+        self.with_kept(kept, |exchange| {
             exchange.alone = true;
             self.walk(exchange, permit.take());
         });
@@ -170,100 +196,136 @@ impl Core {
     }
 
     /// Runs `body` on a kept message and sends its answers.
-    pub fn with_kept(&self, kept: &Kept, body: impl FnOnce(&mut Exchange<'_>)) {
+    fn with_kept(&self, kept: Kept, body: impl FnOnce(&mut Exchange<'_>)) {
+        self.with_batch(|out| self.with_kept_out(kept, Out::Mine(out), None, body));
+    }
+
+    fn with_kept_out(
+        &self,
+        mut kept: Kept,
+        out: Out<'_>,
+        backlog: Option<&Arc<Backlog>>,
+        body: impl FnOnce(&mut Exchange<'_>),
+    ) {
         let Some(me) = self.me.upgrade() else { return };
-        let mut bytes = kept.bytes.clone();
-        let Ok(message) = Message::parse(&mut bytes) else { return };
-        self.with_batch(|out| {
-            body(&mut Exchange {
-                engine: &me,
-                message: &message,
-                origin: Origin::Kept(&kept.to),
-                out,
-                step: kept.step,
-                rounds: kept.rounds,
-                answered: false,
-                handed_on: false,
-                alone: true,
-            });
+        // It was read once already; it is the same bytes.
+        let Ok(message) = Message::parse(&mut kept.bytes) else { return };
+        body(&mut Exchange {
+            rounds: kept.rounds,
+            backlog,
+            ..Exchange::new(&me, &message, Origin::Kept(&kept.to), out, kept.step)
         });
     }
 
     /// Reads one batch and handles it; true if leadership was given away.
     fn serve(&self, me: &Arc<Core>, desk: &mut Desk, listener: &Arc<UdpListener>, leader: &mut Leader<'_>) -> bool {
-        match desk.recv.recv(listener) {
+        let count = match desk.recv.recv(listener) {
             Ok(0) => return false,
-            Ok(_) => {}
+            Ok(count) => count,
             Err(error) => {
                 tracing::debug!(%error, listener = %listener.local_addr(), "a read failed");
                 return false;
             }
-        }
+        };
         if self.chain.is_empty() {
             for datagram in desk.recv.datagrams() {
-                self.take_in(me, datagram, listener, &mut desk.send, None);
+                self.take_in(me, datagram, listener, &mut desk.send, |exchange| self.walk(exchange, None));
             }
             desk.send.flush();
             return false;
         }
         desk.ready.give_back();
-        if self.ordered {
-            // Places on strands are taken in order of arrival, so before anybody else can read the next batch.
-            self.line_up(me, desk, listener);
+        if count == 1 && !self.ordered {
+            if !leader.promote() {
+                leader.abdicate();
+            }
+            for datagram in desk.recv.datagrams() {
+                self.take_in(me, datagram, listener, &mut desk.send, |exchange| self.walk(exchange, None));
+            }
+            desk.send.flush();
+            self.run_local();
+            return true;
         }
+        // Places on strands are taken in order of arrival, so before anybody else can read the next batch.
+        self.line_up(me, desk, listener);
         if !leader.promote() {
             leader.abdicate();
         }
-        if self.ordered {
-            let mut turns = std::mem::take(&mut desk.turns);
-            let mut next = turns.drain(..).peekable();
-            for (i, datagram) in desk.recv.datagrams().enumerate() {
-                if next.peek().is_some_and(|(index, _)| *index == i) {
-                    let permit = next.next().and_then(|(_, permit)| permit);
-                    self.take_in(me, datagram, listener, &mut desk.send, permit);
-                }
-            }
-            drop(next);
-            desk.turns = turns;
-        } else {
-            for datagram in desk.recv.datagrams() {
-                self.take_in(me, datagram, listener, &mut desk.send, None);
-            }
-        }
-        desk.send.flush();
-        self.run_local();
+        self.work_off(&desk.backlog);
         true
     }
 
-    /// Enters the first plugin's strand for each message of the batch.
+    /// Takes the batch's messages out of the receive buffers, each with a place on its first plugin's strand; those that
+    /// have to wait there, or are refused, are not among them any more.
     fn line_up(&self, me: &Arc<Core>, desk: &mut Desk, listener: &Arc<UdpListener>) {
-        for (i, datagram) in desk.recv.datagrams().enumerate() {
-            let route = datagram.route();
-            let whole = !datagram.truncated && datagram.data.len() <= self.config.max_message;
-            let mut place = Some(None);
-            if whole {
-                if let Ok(message) = Message::parse(datagram.data) {
-                    let first = self.chain.next(0, message.method());
-                    if let Some((step, link)) = first.filter(|(_, link)| link.plugin.policy != Policy::Parallel) {
-                        let mut exchange = Exchange {
-                            engine: me,
-                            message: &message,
-                            origin: Origin::Udp(listener, route),
-                            out: &mut desk.send,
-                            step,
-                            rounds: 0,
-                            answered: false,
-                            handed_on: false,
-                            alone: false,
-                        };
-                        place = self.enter(link, &mut exchange).map(Some);
+        let Desk { recv, send, backlog, .. } = desk;
+        let mut rest = backlog.rest.lock();
+        for datagram in recv.datagrams() {
+            self.take_in(me, datagram, listener, send, |exchange| {
+                let first = self.chain.next(0, exchange.message.method());
+                let permit = match first.filter(|(_, link)| link.plugin.policy != Policy::Parallel) {
+                    None => None,
+                    Some((step, link)) => {
+                        exchange.step = step;
+                        match self.enter(link, exchange) {
+                            Some(permit) => Some(permit),
+                            None => return,
+                        }
                     }
-                }
+                };
+                rest.push_back((exchange.keep(exchange.step), permit));
+            });
+        }
+        // Refusals and 400s; mostly none.
+        send.flush();
+    }
+
+    /// Walks what is in the backlog through the chain, with others' help if a call blocks.
+    fn work_off(&self, backlog: &Arc<Backlog>) {
+        self.backlogs.lock().push(Arc::clone(backlog));
+        self.backlogged.fetch_add(1, Ordering::SeqCst);
+        loop {
+            let Some((kept, permit)) = backlog.rest.lock().pop_front() else { break };
+            self.with_kept_out(kept, Out::Rescuable(&backlog.out), Some(backlog), |exchange| self.walk(exchange, permit));
+        }
+        self.backlogged.fetch_sub(1, Ordering::SeqCst);
+        let mut backlogs = self.backlogs.lock();
+        if let Some(place) = backlogs.iter().position(|other| Arc::ptr_eq(other, backlog)) {
+            backlogs.swap_remove(place);
+        }
+        drop(backlogs);
+        backlog.out.lock().flush();
+        self.run_local();
+    }
+
+    /// The leader's look at the batches that are being walked: one whose call takes long is relieved of what waits behind
+    /// that call.
+    fn rescue(&self) {
+        let now = self.micros();
+        let slow = SLOW.as_micros() as u64;
+        let stuck = |b: &Arc<Backlog>| {
+            let since = b.since.load(Ordering::Acquire);
+            since != 0 && now.saturating_sub(since) > slow
+        };
+        let found: Vec<Arc<Backlog>> = self.backlogs.lock().iter().filter(|b| stuck(b)).cloned().collect();
+        for backlog in found {
+            if let Some(link) = self.chain.links().get(backlog.link.load(Ordering::Relaxed)) {
+                link.blocks_until(self.born.elapsed() + SLOW_FOR);
             }
-            if let Some(permit) = place {
-                desk.turns.push((i, permit));
+            // The owner holds this lock only while it renders, never during a call.
+            backlog.out.lock().flush();
+            let rest: Vec<_> = backlog.rest.lock().drain(..).collect();
+            if !rest.is_empty() {
+                self.rescues.inc();
+            }
+            for (kept, permit) in rest {
+                self.submit(kept, permit);
             }
         }
+    }
+
+    fn micros(&self) -> u64 {
+        self.born.elapsed().as_micros() as u64 + 1
     }
 
     fn take_in(
@@ -272,33 +334,21 @@ impl Core {
         datagram: Datagram<'_>,
         listener: &Arc<UdpListener>,
         out: &mut SendBatch,
-        permit: Option<Permit<Kept>>,
+        handle: impl FnOnce(&mut Exchange<'_>),
     ) {
         if datagram.truncated || datagram.data.len() > self.config.max_message {
             return self.count.drop(Dropped::TooLong);
         }
-        let route = datagram.route();
-        let exchange = |message, out| Exchange {
-            engine: me,
-            message,
-            origin: Origin::Udp(listener, route),
-            out,
-            step: 0,
-            rounds: 0,
-            answered: false,
-            handed_on: false,
-            alone: false,
-        };
+        let origin = Origin::Udp(listener, datagram.route());
         match Message::parse(datagram.data) {
             Ok(message) => {
-                let mut exchange = Exchange { message: &message, ..exchange(&message, out) };
-                self.walk(&mut exchange, permit);
+                handle(&mut Exchange::new(me, &message, origin, Out::Mine(out), 0));
             }
             Err(ParseError::KeepAlive) => self.count.drop(Dropped::KeepAlive),
             Err(error) => match Message::salvage(datagram.data) {
                 Some(message) => {
                     self.count.malformed.inc();
-                    let mut exchange = Exchange { message: &message, ..exchange(&message, out) };
+                    let mut exchange = Exchange::new(me, &message, origin, Out::Mine(out), 0);
                     // What cannot be rendered either is not answered.
                     if exchange.reply(error.status(), Some(error.text()), b"", b"").is_err() {
                         self.count.drop(Dropped::Unanswerable);
@@ -326,8 +376,8 @@ impl Core {
                 self.submit(exchange.keep(step), Some(permit));
                 return;
             }
-            let verdict = self.call(link, exchange);
-            self.release(permit);
+            let verdict = self.call(step, link, exchange);
+            self.release(permit, exchange.backlog);
             if verdict != Verdict::Next || exchange.answered || exchange.handed_on {
                 return;
             }
@@ -378,12 +428,14 @@ impl Core {
         }
     }
 
-    /// Gives the strand to its next message: run by this thread when it has finished its own, or by another.
-    fn release(&self, mut permit: Permit<Kept>) {
+    /// Gives the strand to its next message: run by this thread if nothing else waits for it, or by another.
+    fn release(&self, mut permit: Permit<Kept>, backlog: Option<&Arc<Backlog>>) {
         match permit.next() {
             Next::Done => {}
-            Next::Run(kept) => LOCAL.with_borrow_mut(|local| local.push((kept, permit))),
-            Next::Yield(kept) => self.submit(kept, Some(permit)),
+            Next::Run(kept) if backlog.is_none_or(|b| b.rest.lock().is_empty()) => {
+                LOCAL.with_borrow_mut(|local| local.push((kept, permit)))
+            }
+            Next::Run(kept) | Next::Yield(kept) => self.submit(kept, Some(permit)),
         }
     }
 
@@ -391,19 +443,28 @@ impl Core {
     fn run_local(&self) {
         while let Some((kept, permit)) = LOCAL.with_borrow_mut(Vec::pop) {
             let mut permit = Some(permit);
-            self.with_kept(&kept, |exchange| self.walk(exchange, permit.take()));
+            self.with_kept(kept, |exchange| {
+                exchange.alone = true;
+                self.walk(exchange, permit.take());
+            });
         }
     }
 
-    fn call(&self, link: &Link, exchange: &mut Exchange<'_>) -> Verdict {
+    fn call(&self, step: usize, link: &Link, exchange: &mut Exchange<'_>) -> Verdict {
         link.calls.inc();
         let began = Instant::now();
+        if let Some(backlog) = exchange.backlog {
+            backlog.link.store(step, Ordering::Relaxed);
+            backlog.since.store((began - self.born).as_micros() as u64 + 1, Ordering::Release);
+        }
         let verdict = link.plugin.handler.call(exchange);
+        if let Some(backlog) = exchange.backlog {
+            backlog.since.store(0, Ordering::Release);
+        }
         let took = began.elapsed();
         link.run.record(took.as_nanos() as u64);
         if took > SLOW {
-            let until = self.born.elapsed() + SLOW_FOR;
-            link.slow_until.store(until.as_millis() as u64, Ordering::Relaxed);
+            link.blocks_until(self.born.elapsed() + SLOW_FOR);
             if took > link.deadline {
                 self.count.slow_calls.inc();
                 tracing::warn!(plugin = link.plugin.name, ?took, deadline = ?link.deadline, "a plugin call took too long");
@@ -414,6 +475,8 @@ impl Core {
 
     pub fn metrics(&self, out: &mut Text) {
         self.count.metrics(out);
+        let rescues = self.rescues.get();
+        out.counter("partyline_rescues_total", "Batches taken away from behind a call that blocked.", &[], rescues);
         self.reactor.metrics(out);
         UdpListener::metrics(&self.listeners, out);
         let links = self.chain.links();
@@ -423,7 +486,12 @@ impl Core {
         }
         for link in links {
             let labels = [("plugin", link.plugin.name.as_str())];
-            out.counter("partyline_plugin_refused_total", "Messages refused at a strand's bound.", &labels, link.refused.get());
+            out.counter(
+                "partyline_plugin_refused_total",
+                "Messages refused at a strand's bound.",
+                &labels,
+                link.refused.get(),
+            );
         }
         StrandSet::metrics(links.iter().map(|l| (l.plugin.name.as_str(), &*l.strands)), out);
         if let Some(registrar) = &self.registrar {
@@ -463,12 +531,17 @@ impl Source for Core {
     fn lead(&self, leader: &mut Leader<'_>, timeout: Option<Duration>) {
         let Some(me) = self.me.upgrade() else { return };
         let mut desk = self.take_desk();
+        let backlogged = self.backlogged.load(Ordering::SeqCst) > 0;
+        let timeout = if backlogged { Some(timeout.map_or(LOOK, |t| t.min(LOOK))) } else { timeout };
         if let Err(error) = self.reactor.wait(&mut desk.ready, timeout) {
             tracing::error!(%error, "waiting for events failed");
         }
         leader.events_came();
+        if backlogged {
+            self.rescue();
+        }
         while let Some(event) = desk.ready.pop() {
-            let Event::Udp(listener) = event else { continue };
+            let Event::Udp(listener) = event;
             if !self.open.load(Ordering::Relaxed) {
                 continue;
             }
@@ -513,6 +586,10 @@ fn link(plugin: Plugin, config: &Config, core: &Weak<Core>) -> Link {
 }
 
 impl Link {
+    fn blocks_until(&self, until: Duration) {
+        self.slow_until.store(until.as_millis() as u64, Ordering::Relaxed);
+    }
+
     fn is_slow(&self, born: Instant) -> bool {
         let until = self.slow_until.load(Ordering::Relaxed);
         until != 0 && born.elapsed().as_millis() as u64 <= until

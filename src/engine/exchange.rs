@@ -10,11 +10,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use crate::ffi::{Code, Error};
 use crate::net::{ReplyTo, SendBatch, UdpListener, UdpRoute};
 use crate::sip::{HeaderName, Message, Method, Response};
 
-use super::core::Core;
+use super::core::{Backlog, Core};
 
 /// Where a message came from, borrowed while it is in a batch.
 #[derive(Clone, Copy)]
@@ -28,8 +30,6 @@ impl Origin<'_> {
         match self {
             Origin::Udp(_, route) => route.peer,
             Origin::Kept(ReplyTo::Udp { route, .. }) => route.peer,
-            // ReplyTo is non-exhaustive outside its room; what has no address is answered by its connection.
-            Origin::Kept(_) => SocketAddr::from(([0, 0, 0, 0], 0)),
         }
     }
 
@@ -53,7 +53,24 @@ impl Origin<'_> {
             Origin::Kept(ReplyTo::Udp { listener, route }) => {
                 out.push_udp(listener, &UdpRoute { peer, ..*route }, render);
             }
-            Origin::Kept(to) => out.push(to, render),
+        }
+    }
+}
+
+/// Where answers are collected.
+pub(super) enum Out<'a> {
+    /// The caller's own batch.
+    Mine(&'a mut SendBatch),
+    /// The batch of a thread whose plugin calls may block: another thread can send what is in it meanwhile. The lock is
+    /// held while one answer is rendered.
+    Rescuable(&'a Mutex<SendBatch>),
+}
+
+impl Out<'_> {
+    fn with(&mut self, push: impl FnOnce(&mut SendBatch)) {
+        match self {
+            Out::Mine(batch) => push(batch),
+            Out::Rescuable(batch) => push(&mut batch.lock()),
         }
     }
 }
@@ -63,7 +80,7 @@ pub struct Exchange<'a> {
     pub(super) engine: &'a Arc<Core>,
     pub(super) message: &'a Message<'a>,
     pub(super) origin: Origin<'a>,
-    pub(super) out: &'a mut SendBatch,
+    pub(super) out: Out<'a>,
     /// The chain's link that it is at.
     pub(super) step: usize,
     /// How often it has come back from the database.
@@ -74,6 +91,8 @@ pub struct Exchange<'a> {
     pub(super) handed_on: bool,
     /// It is on a thread of its own, with no batch behind it.
     pub(super) alone: bool,
+    /// The batch that waits behind it.
+    pub(super) backlog: Option<&'a Arc<Backlog>>,
 }
 
 /// A message that waits: its bytes, the way back, and where in the chain it goes on.
@@ -85,6 +104,27 @@ pub struct Kept {
 }
 
 impl<'a> Exchange<'a> {
+    pub(super) fn new(
+        engine: &'a Arc<Core>,
+        message: &'a Message<'a>,
+        origin: Origin<'a>,
+        out: Out<'a>,
+        step: usize,
+    ) -> Self {
+        Exchange {
+            engine,
+            message,
+            origin,
+            out,
+            step,
+            rounds: 0,
+            answered: false,
+            handed_on: false,
+            alone: false,
+            backlog: None,
+        }
+    }
+
     /// `None` for a response.
     pub fn method(&self) -> Option<&'a [u8]> {
         self.message.is_request().then(|| self.message.method().as_bytes())
@@ -161,7 +201,8 @@ impl<'a> Exchange<'a> {
         let (message, engine, source) = (self.message, self.engine, self.origin.source());
         let peer = self.origin.answer_peer(message);
         let mut fitted = false;
-        self.origin.push(self.out, peer, |arena| {
+        let origin = self.origin;
+        let mut render = |arena: &mut Vec<u8>| {
             fitted = into_vec(arena, message.raw().len() + 1024, |room| {
                 let mut response = match reason {
                     Some(reason) => {
@@ -175,7 +216,8 @@ impl<'a> Exchange<'a> {
                 let body = fill(&mut response);
                 if body.is_empty() { response.finish() } else { response.finish_with(body) }.map(|bytes| bytes.len())
             });
-        });
+        };
+        self.out.with(|out| origin.push(out, peer, &mut render));
         if fitted {
             Ok(())
         } else {
@@ -241,7 +283,7 @@ pub(super) fn into_vec(arena: &mut Vec<u8>, room: usize, mut render: impl FnMut(
 /// A message that a plugin finishes later, from any thread.
 pub struct Ticket {
     engine: Arc<Core>,
-    state: parking_lot::Mutex<TicketState>,
+    state: Mutex<TicketState>,
 }
 
 struct TicketState {
@@ -252,10 +294,7 @@ struct TicketState {
 impl Ticket {
     fn new(engine: &Arc<Core>, kept: Kept) -> Self {
         engine.count.deferred.add(1);
-        Ticket {
-            engine: Arc::clone(engine),
-            state: parking_lot::Mutex::new(TicketState { kept: Some(kept), answered: false }),
-        }
+        Ticket { engine: Arc::clone(engine), state: Mutex::new(TicketState { kept: Some(kept), answered: false }) }
     }
 
     /// Runs `body` on the message; what it answers is sent before this returns.
@@ -268,15 +307,10 @@ impl Ticket {
         let message = Message::parse(bytes).map_err(|e| Error::invalid(e.text()))?;
         self.engine.with_batch(|out| {
             let mut exchange = Exchange {
-                engine: &self.engine,
-                message: &message,
-                origin: Origin::Kept(to),
-                out,
-                step: *step,
                 rounds: *rounds,
                 answered: *answered,
-                handed_on: false,
                 alone: true,
+                ..Exchange::new(&self.engine, &message, Origin::Kept(to), Out::Mine(out), *step)
             };
             let result = body(&mut exchange);
             *answered = exchange.answered;

@@ -36,7 +36,9 @@ use self::core::Core;
 use crate::ffi::{Code, Error, fork::Birth};
 use crate::net::{BindError, Reactor, ReplyTo, UdpListener, UdpOptions, UdpRoute};
 use crate::observe::{Text, log};
-use crate::sched::{Cancel, Clockwork, GroupId, Groups, Options as PoolOptions, Pool, Source, Task, TimerCall, TimerId, Why};
+use crate::sched::{
+    Cancel, Clockwork, GroupId, Groups, Options as PoolOptions, Pool, Source, Task, TimerCall, TimerId, Why,
+};
 
 pub use bindings::{Bindings, Found, Held, RegistrarOptions, lookup, open_registrar, set_registrar_option};
 pub use config::Config;
@@ -79,7 +81,7 @@ enum Stage {
 #[derive(Default)]
 struct Setup {
     config: Config,
-    listeners: Vec<Arc<UdpListener>>,
+    listeners: Vec<UdpListener>,
     plugins: Vec<Plugin>,
     registrar: Option<Arc<Bindings>>,
 }
@@ -324,9 +326,8 @@ impl Engine {
         }
         let running = self.running()?;
         let family = running.core.listeners.iter().find(|l| l.local_addr().is_ipv4() == peer.is_ipv4());
-        let listener = family.ok_or_else(|| {
-            Error::new(Code::NotFound, format!("no listener has the address family of {peer}"))
-        })?;
+        let listener = family
+            .ok_or_else(|| Error::new(Code::NotFound, format!("no listener has the address family of {peer}")))?;
         let to = ReplyTo::Udp { listener: Arc::clone(listener), route: UdpRoute { peer, local: None } };
         let sent = running.core.with_batch(|out| {
             out.push(&to, |arena| arena.extend_from_slice(bytes));
@@ -363,13 +364,12 @@ impl Engine {
 
 impl Running {
     fn start(setup: Setup) -> Result<Running, Error> {
-        let Setup { config, mut listeners, plugins, registrar } = setup;
+        let Setup { config, listeners, plugins, registrar } = setup;
         let io_error = |what: &str, e: std::io::Error| Error::new(Code::Io, format!("{what}: {e}"));
         start_log(&config)?;
         let reactor = Reactor::new().map_err(|e| io_error("no event queue", e))?;
-        for listener in &mut listeners {
-            *listener = reactor.add_udp(Arc::clone(listener)).map_err(|e| io_error("the listener cannot be polled", e))?;
-        }
+        let added: Result<Vec<_>, _> = listeners.into_iter().map(|listener| reactor.add_udp(listener)).collect();
+        let listeners = added.map_err(|e| io_error("a listener cannot be waited for", e))?;
         let pool_options = PoolOptions {
             name: "io".into(),
             min: config.threads_min,

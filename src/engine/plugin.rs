@@ -76,7 +76,9 @@ impl Methods {
             let token = |b: u8| b.is_ascii_alphanumeric() || b"-.!%*_+`'~".contains(&b);
             if name.is_empty() || !name.bytes().all(token) {
                 let list = list.escape_default();
-                return Err(Error::invalid(format!("\"{list}\" is not a list of methods such as \"REGISTER,OPTIONS\"")));
+                return Err(Error::invalid(format!(
+                    "\"{list}\" is not a list of methods such as \"REGISTER,OPTIONS\""
+                )));
             }
             match bit(Method::from_bytes(name.as_bytes())) {
                 Some(bit) => methods.known |= bit,
@@ -161,7 +163,8 @@ mod tests {
     #[test]
     fn method_lists() {
         let some = Methods::parse("REGISTER, OPTIONS,X-FOO").unwrap();
-        for (name, inside) in [("REGISTER", true), ("OPTIONS", true), ("X-FOO", true), ("register", false), ("X-F", false)]
+        for (name, inside) in
+            [("REGISTER", true), ("OPTIONS", true), ("X-FOO", true), ("register", false), ("X-F", false)]
         {
             assert_eq!(some.contains(Method::from_bytes(name.as_bytes())), inside, "{name}");
         }

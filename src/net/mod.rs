@@ -26,7 +26,7 @@ pub use reactor::{Event, Reactor, Ready};
 pub use reply::{ReplyTo, UdpRoute};
 pub use send::{SendBatch, Sent};
 pub use sys::{Datagram, Os, Portable};
-pub use udp::{RecvBatch, UdpListener, UdpOptions};
+pub use udp::{RecvBatch, UdpFigures, UdpListener, UdpOptions};
 
 /// The way to the operating system that this build uses by default: batches of system calls on Linux, else
 /// [`Portable`].

@@ -106,6 +106,14 @@ fn is_too_long(error: &io::Error) -> bool {
     error.raw_os_error() == Some(WSAEMSGSIZE)
 }
 
+/// What one listener has done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UdpFigures {
+    pub received: u64,
+    pub sent: u64,
+    pub send_errors: u64,
+}
+
 /// Figures of one listener; added to once per batch.
 #[derive(Default)]
 pub(super) struct UdpCounters {
@@ -226,6 +234,14 @@ impl UdpListener {
 
     pub(super) fn parts_mut(&mut self) -> (&mut mio::net::UdpSocket, &mut Mark) {
         (&mut self.socket, &mut self.mark)
+    }
+
+    pub fn figures(&self) -> UdpFigures {
+        UdpFigures {
+            received: self.counters.received.get(),
+            sent: self.counters.sent.get(),
+            send_errors: self.counters.send_errors.iter().map(Counter::get).sum(),
+        }
     }
 
     /// Writes the figures of `listeners`, labelled with the address that each serves.

@@ -117,6 +117,12 @@ impl<'b> Response<'b> {
         self
     }
 
+    /// Adds whole header lines, each with its CRLF at the end; the caller has seen to it that they are that.
+    pub fn lines(&mut self, lines: &[u8]) -> &mut Self {
+        self.out.put(lines);
+        self
+    }
+
     /// Copies every header of this name from the request: Record-Route for dialogs, Path for RFC 3327.
     pub fn copy(&mut self, name: HeaderName, request: &Message<'_>) -> &mut Self {
         for value in request.headers(name) {
@@ -132,7 +138,13 @@ impl<'b> Response<'b> {
     }
 
     pub fn finish_with_body(mut self, content_type: &[u8], body: &[u8]) -> Option<&'b mut [u8]> {
-        self.header(HeaderName::ContentType, content_type).number(HeaderName::ContentLength, body.len() as u64);
+        self.header(HeaderName::ContentType, content_type);
+        self.finish_with(body)
+    }
+
+    /// Ends a response whose Content-Type, if it has a body, is among its lines already.
+    pub fn finish_with(mut self, body: &[u8]) -> Option<&'b mut [u8]> {
+        self.number(HeaderName::ContentLength, body.len() as u64);
         self.out.put(b"\r\n").put(body);
         self.out.finish()
     }
