@@ -152,7 +152,8 @@ int main(void)
     OK(partyline_engine_set(engine, "threads.min", "2"));
     OK(partyline_engine_set(engine, "threads.max", "8"));
     OK(partyline_engine_set(engine, "log", "off"));
-    add("serial", PARTYLINE_SERIAL, PARTYLINE_NORMAL, "OPTIONS", serial, NULL);
+    /* First of its phase, so that the order at the plugin is the order of arrival at the socket. */
+    add("serial", PARTYLINE_SERIAL, PARTYLINE_FIRST, "OPTIONS", serial, NULL);
     add("parallel", PARTYLINE_PARALLEL, PARTYLINE_NORMAL, "MESSAGE", parallel, NULL);
     add("block", PARTYLINE_PARALLEL, PARTYLINE_NORMAL, "INFO", block, NULL);
     add("keep", PARTYLINE_KEYED_CALL_ID, PARTYLINE_NORMAL, "NOTIFY,PUBLISH", keep, NULL);

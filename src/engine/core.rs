@@ -248,6 +248,9 @@ impl Core {
         }
         // Places on strands are taken in order of arrival, so before anybody else can read the next batch.
         self.line_up(me, desk, listener);
+        // Known before the next leader waits: it has to look after this batch.
+        self.backlogs.lock().push(Arc::clone(&desk.backlog));
+        self.backlogged.fetch_add(1, Ordering::SeqCst);
         if !leader.promote() {
             leader.abdicate();
         }
@@ -282,20 +285,21 @@ impl Core {
 
     /// Walks what is in the backlog through the chain, with others' help if a call blocks.
     fn work_off(&self, backlog: &Arc<Backlog>) {
-        self.backlogs.lock().push(Arc::clone(backlog));
-        self.backlogged.fetch_add(1, Ordering::SeqCst);
         loop {
             let Some((kept, permit)) = backlog.rest.lock().pop_front() else { break };
             self.with_kept_out(kept, Out::Rescuable(&backlog.out), Some(backlog), |exchange| self.walk(exchange, permit));
         }
-        self.backlogged.fetch_sub(1, Ordering::SeqCst);
+        self.forget(backlog);
+        backlog.out.lock().flush();
+        self.run_local();
+    }
+
+    fn forget(&self, backlog: &Arc<Backlog>) {
         let mut backlogs = self.backlogs.lock();
         if let Some(place) = backlogs.iter().position(|other| Arc::ptr_eq(other, backlog)) {
             backlogs.swap_remove(place);
+            self.backlogged.fetch_sub(1, Ordering::SeqCst);
         }
-        drop(backlogs);
-        backlog.out.lock().flush();
-        self.run_local();
     }
 
     /// The leader's look at the batches that are being walked: one whose call takes long is relieved of what waits behind
@@ -321,6 +325,8 @@ impl Core {
             for (kept, permit) in rest {
                 self.submit(kept, permit);
             }
+            // Nothing waits behind it any more.
+            self.forget(&backlog);
         }
     }
 
