@@ -37,15 +37,19 @@
 //! | `contact` | [`NameAddr`], [`Contact`] |
 //! | `aor`, `hash` | [`AorKey`] and the seeded [`KeyHasher`] for it |
 //! | `write`, `response` | [`Cursor`] into a caller's slice, [`Response`], [`Tags`] |
+//! | `digest` | [`digest::Credentials`], [`digest::Hash`] (HA1, responses), challenges |
+//! | `nonce` | [`nonce::NonceKey`]: signed, timed nonces; [`nonce::NonceCounter`]: their use |
 #![deny(unsafe_code)]
 
 pub mod aor;
 pub mod contact;
+pub mod digest;
 mod error;
 pub mod hash;
 mod header;
 pub mod lex;
 mod message;
+pub mod nonce;
 pub mod response;
 pub mod uri;
 mod via;
