@@ -5,7 +5,7 @@
 //! Nothing allocates; comparing takes the same time wherever the texts differ. Nonces are [`super::nonce`]'s.
 
 use md5::Md5;
-use sha2::{Digest as _, Sha256, Sha512_256};
+use sha2::{Sha256, Sha512_256};
 
 use super::lex::{self, Elements, class};
 use super::write::Cursor;
@@ -307,27 +307,21 @@ mod tests {
         }
     }
 
-    /// RFC 7616 section 3.9.2 gives SHA-512-256 only with userhash, and its printed response is known to be wrong (errata
-    /// 4897), so the hash itself is checked against FIPS 180-4's example, and the rest by computing it twice.
+    /// With the response of errata 4897, for the RFC's own is of a hash that SHA-512/256 did not become; and without the
+    /// userhash, which the response does not depend on.
     #[test]
-    fn sha_512_256() {
-        let abc = Algorithm::Sha512_256.hash(&[b"abc"]);
-        assert_eq!(abc.as_bytes(), b"53048e2681941ef99b2e29b76b4c7dabe4c2d0c634fc6d46e0e2f13107e7af23");
-        let ha1 = Hash::ha1(Algorithm::Sha512_256, b"bob", b"biloxi.com", b"zanzibar");
-        let draft = "Digest username=\"bob\", realm=\"biloxi.com\", nonce=\"n\", uri=\"sip:biloxi.com\", qop=auth, nc=0000000a, \
-             cnonce=\"c\", algorithm=sha-512-256, response=\"";
-        let first = format!("{draft}\"");
-        let expected = Credentials::parse(first.as_bytes()).unwrap().expected(&ha1, b"REGISTER");
-        let by_hand = Algorithm::Sha512_256.hash(&[
-            ha1.as_bytes(),
-            b"n:0000000a:c:auth",
-            Algorithm::Sha512_256.hash(&[b"REGISTER:sip:biloxi.com"]).as_bytes(),
-        ]);
-        assert_eq!(expected, by_hand);
-        let text = format!("{draft}{}\"", std::str::from_utf8(expected.as_bytes()).unwrap());
+    fn rfc7616_3_9_2() {
+        let text = "Digest username=\"J\u{e4}s\u{f8}n Doe\", realm=\"api@example.org\", uri=\"/doe.json\", algorithm=SHA-512-256, \
+            nonce=\"5TsQWLVdgBdmrQ0XsxbDODV+57QdFR34I9HAbC/RVvkK\", nc=00000001, qop=\"auth\", \
+            cnonce=\"NTg6RKcb9boFIAS3KrFK9BGeh+iDa/sm6jUMp2wds69v\", \
+            response=\"3798d4131c277846293534c3edc11bd8a5e4cdcbff78b05db9d95eeb1cec68a5\", \
+            opaque=\"HRPCssKJSGjCrkzDg8OhwpzCiGPChXYjwrI2QmXDnsOS\"";
         let credentials = Credentials::parse(text.as_bytes()).unwrap();
-        assert_eq!(credentials.auth.unwrap().nc, 10);
-        assert!(credentials.verify(&ha1, b"REGISTER"));
+        let username = "J\u{e4}s\u{f8}n Doe".as_bytes();
+        assert_eq!(credentials.username, username);
+        let ha1 = Hash::ha1(Algorithm::Sha512_256, username, b"api@example.org", b"Secret, or not?");
+        assert!(credentials.verify(&ha1, b"GET"));
+        assert!(!credentials.verify(&ha1, b"PUT"));
     }
 
     /// RFC 2069 without qop; the response is that of the corrected example (RFC 2069 errata 749).

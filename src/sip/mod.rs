@@ -60,6 +60,7 @@ pub use contact::{Contact, ContactAddr, Contacts, NameAddr};
 pub use error::ParseError;
 pub use hash::KeyHasher;
 pub use header::{HeaderName, Method};
+pub use lex::{Param, Params};
 pub use message::{Header, Headers, MAX_HEADER_SECTION, MAX_HEADERS, Message, Start};
 pub use response::{Response, Tags};
 pub use uri::{Scheme, Uri};
