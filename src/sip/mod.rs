@@ -37,15 +37,19 @@
 //! | `contact` | [`NameAddr`], [`Contact`] |
 //! | `aor`, `hash` | [`AorKey`] and the seeded [`KeyHasher`] for it |
 //! | `write`, `response` | [`Cursor`] into a caller's slice, [`Response`], [`Tags`] |
+//! | `digest` | [`digest::Credentials`], [`digest::Hash`] (HA1, responses), challenges |
+//! | `nonce` | [`nonce::NonceKey`]: signed, timed nonces; [`nonce::NonceCounter`]: their use |
 #![deny(unsafe_code)]
 
 pub mod aor;
 pub mod contact;
+pub mod digest;
 mod error;
 pub mod hash;
 mod header;
 pub mod lex;
 mod message;
+pub mod nonce;
 pub mod response;
 pub mod uri;
 mod via;
@@ -56,6 +60,7 @@ pub use contact::{Contact, ContactAddr, Contacts, NameAddr};
 pub use error::ParseError;
 pub use hash::KeyHasher;
 pub use header::{HeaderName, Method};
+pub use lex::{Param, Params};
 pub use message::{Header, Headers, MAX_HEADER_SECTION, MAX_HEADERS, Message, Start};
 pub use response::{Response, Tags};
 pub use uri::{Scheme, Uri};

@@ -3,7 +3,7 @@
 //! `tel:` and every other scheme is opaque: scheme and rest, compared byte by byte without case.
 
 use super::ParseError;
-use super::lex;
+use super::lex::{self, class};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
@@ -36,7 +36,7 @@ impl<'a> Uri<'a> {
         let (name, rest) = (raw.get(..colon).unwrap_or(&[]), raw.get(colon + 1..).unwrap_or(&[]));
         let scheme = scheme(name)?;
         let mut uri = Uri { raw, scheme, user: None, password: None, host: b"", port: None, params: b"", headers: b"" };
-        if rest.is_empty() || rest.iter().any(|&byte| byte <= b' ' || matches!(byte, b'<' | b'>' | b'"' | 0x7f)) {
+        if rest.is_empty() || lex::span(rest, class::URI) != rest.len() {
             return Err(ParseError::BadUri);
         }
         if !matches!(scheme, Scheme::Sip | Scheme::Sips) {
@@ -60,7 +60,7 @@ impl<'a> Uri<'a> {
         }
         let host_len = match rest {
             [b'[', ..] => memchr::memchr(b']', rest).ok_or(ParseError::BadUri)? + 1,
-            _ => rest.iter().position(|&byte| !is_host_byte(byte)).unwrap_or(rest.len()),
+            _ => lex::span(rest, class::HOST),
         };
         let (host, tail) = rest.split_at(host_len);
         rest = tail;
@@ -69,7 +69,7 @@ impl<'a> Uri<'a> {
             return Err(ParseError::BadUri);
         }
         if let [b':', tail @ ..] = rest {
-            let len = tail.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(tail.len());
+            let len = lex::span(tail, class::DIGIT);
             let (digits, tail) = tail.split_at(len);
             uri.port = Some(lex::port(digits).ok_or(ParseError::BadUri)?);
             rest = tail;
@@ -143,8 +143,9 @@ impl<'a> Uri<'a> {
 
 const MAX_COMPARED: usize = 32;
 
+#[inline]
 fn scheme(name: &[u8]) -> Result<Scheme, ParseError> {
-    if name.eq_ignore_ascii_case(b"sip") {
+    if name == b"sip" || name.eq_ignore_ascii_case(b"sip") {
         Ok(Scheme::Sip)
     } else if name.eq_ignore_ascii_case(b"sips") {
         Ok(Scheme::Sips)
@@ -157,11 +158,6 @@ fn scheme(name: &[u8]) -> Result<Scheme, ParseError> {
     } else {
         Err(ParseError::BadUri)
     }
-}
-
-/// Host names and IPv4 addresses, with the underscore that the field puts into names.
-fn is_host_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_')
 }
 
 fn is_ipv6(bracketed: &[u8]) -> bool {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::ParseError;
-use super::lex::{self, Params};
+use super::lex::{self, Params, class};
 
 /// What the sender asked for with `rport` (RFC 3581).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,11 @@ pub struct Via<'a> {
 }
 
 impl<'a> Via<'a> {
+    /// The first element of a header value.
+    pub fn first(value: &'a [u8]) -> Result<Via<'a>, ParseError> {
+        Via::parse(value.get(..lex::element_len(value)).unwrap_or(&[]))
+    }
+
     /// `element` is one element, without the comma that ends it.
     pub fn parse(element: &'a [u8]) -> Result<Via<'a>, ParseError> {
         let raw = lex::trim(element);
@@ -52,17 +57,17 @@ impl<'a> Via<'a> {
         }
         let host_len = match sent_by {
             [b'[', ..] => memchr::memchr(b']', sent_by).ok_or(ParseError::BadVia)? + 1,
-            _ => sent_by.iter().position(|&byte| !is_host_byte(byte)).unwrap_or(sent_by.len()),
+            _ => lex::span(sent_by, class::HOST),
         };
         let (host, rest) = sent_by.split_at(host_len);
-        if host.is_empty() || host.iter().any(|&byte| byte <= b' ' || byte == b'"' || byte == b';' || byte == 0x7f) {
+        if host.is_empty() || (host.first() == Some(&b'[') && lex::span(host, class::VALUE) != host.len()) {
             return Err(ParseError::BadVia);
         }
         let mut rest = lex::trim_start(rest);
         let mut port = None;
         if let [b':', tail @ ..] = rest {
             let tail = lex::trim_start(tail);
-            let len = tail.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(tail.len());
+            let len = lex::span(tail, class::DIGIT);
             let (digits, tail) = tail.split_at(len);
             port = Some(lex::port(digits).ok_or(ParseError::BadVia)?);
             rest = lex::trim_start(tail);
@@ -129,7 +134,7 @@ impl<'a> Via<'a> {
 }
 
 fn token(bytes: &[u8]) -> Result<(&[u8], &[u8]), ParseError> {
-    let len = bytes.iter().position(|&byte| !lex::is_token_byte(byte)).unwrap_or(bytes.len());
+    let len = lex::span(bytes, class::TOKEN);
     if len == 0 {
         return Err(ParseError::BadVia);
     }
@@ -141,11 +146,6 @@ fn slash(bytes: &[u8]) -> Result<&[u8], ParseError> {
         [b'/', rest @ ..] => Ok(lex::trim_start(rest)),
         _ => Err(ParseError::BadVia),
     }
-}
-
-/// Host names, and the underscore that the field puts into them.
-fn is_host_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_')
 }
 
 #[cfg(test)]
