@@ -71,6 +71,7 @@ void *timers_loop(void *arg) {
 
 int signalling_open(struct house *house) {
   /* Without this osip2 writes a line to stdout for every datagram that it cannot parse. */
+  osip_trace_initialize(TRACE_LEVEL0, stderr);
   for (int level = TRACE_LEVEL0; level < END_TRACE_LEVEL; level++) osip_trace_disable_level(level);
   if (osip_init(&house->osip) != 0) {
     house->osip = NULL;
