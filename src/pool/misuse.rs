@@ -1,0 +1,74 @@
+//! Found misuse: one report on stderr, then the end of the program. A corrupted heap is not worked on.
+
+use super::os::Line;
+use super::range::{offset_of, span_at};
+use super::span::{Span, kind};
+use super::watch;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Misuse {
+    DoubleFree,
+    Interior,
+    NotABlock,
+    WriteAfterFree,
+    Overflow,
+}
+
+/// Reports and ends the program. Does not allocate and does not unwind.
+#[cold]
+pub fn report(misuse: Misuse, address: usize, verb: &str) -> ! {
+    let mut line = Line::<512>::new();
+    let what = match misuse {
+        Misuse::DoubleFree => "double free",
+        Misuse::Interior => "pointer into the middle of a block",
+        Misuse::NotABlock => "pointer that is no block of the pool",
+        Misuse::WriteAfterFree => "write after free",
+        Misuse::Overflow => "write past the end",
+    };
+    line.put(format_args!("partyline: {what}: {address:#x} in {verb}"));
+    if let Some(offset) = offset_of(address) {
+        // SAFETY: every slice has a descriptor; a part's `back` leads to the first slice of its span.
+        let span = unsafe {
+            let span = span_at(offset);
+            if (*span).kind() == kind::PART { &*span.sub((*span).fixed.back.get() as usize) } else { &*span }
+        };
+        let (base, size) = (span.fixed.base.get(), span.fixed.size.get() as usize);
+        match span.kind() {
+            kind::BLOCKS => {
+                let start = base + address.wrapping_sub(base) / size * size;
+                line.put(format_args!(", size class {size}"));
+                if start != address {
+                    line.put(format_args!(", block {start:#x}"));
+                }
+                // SAFETY: the block lies in a span of blocks of this size.
+                if let Some((file, number)) = unsafe { watch::site(start, size) } {
+                    line.put(format_args!(", allocated at "));
+                    for &byte in file {
+                        line.put(format_args!("{}", if byte.is_ascii_graphic() { byte as char } else { '?' }));
+                    }
+                    line.put(format_args!(":{number}"));
+                }
+            }
+            kind::LARGE => {
+                line.put(format_args!(", block {base:#x} of {} bytes", span.fixed.bytes.get()));
+            }
+            _ => {
+                line.put(format_args!(", nothing is allocated there"));
+            }
+        }
+    }
+    line.put(format_args!("\n")).say();
+    // SAFETY: no precondition.
+    unsafe { libc::abort() }
+}
+
+/// A free list leads to something that is no block: the block handed out last had been written to while it was free.
+#[cold]
+pub fn corrupted_list(span: &Span) -> ! {
+    report(Misuse::WriteAfterFree, span.own.last.get(), "malloc")
+}
+
+#[cold]
+pub fn corrupted_block(block: usize) -> ! {
+    report(Misuse::WriteAfterFree, block, "malloc")
+}
