@@ -77,6 +77,15 @@
 // Threads for work that may block.
 #define PARTYLINE_GROUP_WORKER 1
 
+// The request URI.
+#define PARTYLINE_URI_REQUEST 0
+
+// The URI of the To header.
+#define PARTYLINE_URI_TO 1
+
+// The URI of the From header.
+#define PARTYLINE_URI_FROM 2
+
 // The plugin passes the message on to the next one.
 #define PARTYLINE_NEXT 0
 
@@ -120,6 +129,21 @@ typedef struct partyline_registrar partyline_registrar;
 // What runs on a thread of a group.
 typedef void (*partyline_function)(void *user);
 
+// The parts of a URI, pointers into the message with their lengths; an absent part is NULL, 0.
+typedef struct {
+  // sizeof(partyline_uri), set by the caller.
+  size_t size;
+  const char *scheme;
+  size_t scheme_length;
+  const char *user;
+  size_t user_length;
+  // An IPv6 address with its brackets.
+  const char *host;
+  size_t host_length;
+  // 0 where none is written.
+  uint16_t port;
+} partyline_uri;
+
 // Looks at a message, and returns PARTYLINE_NEXT, PARTYLINE_DONE or PARTYLINE_PENDING; anything else counts as
 // PARTYLINE_DONE and is reported in the log. A request that nobody answers gets 501 at the end of the chain.
 typedef int (*partyline_callback)(void *user, partyline_message *message);
@@ -146,6 +170,41 @@ typedef struct {
   // Most calls at once (PARTYLINE_PARALLEL and keyed); 0: no bound but the number of threads.
   uint32_t concurrency;
 } partyline_plugin;
+
+// What the pool has done and holds, over all threads. `allocated` = `freed` + `live` in every reading. Set `size`
+// before the call; a later library may know a longer struct and fills only what `size` covers.
+typedef struct {
+  // sizeof(partyline_pool_stats), set by the caller.
+  size_t size;
+  // 1, set by the library.
+  uint32_t version;
+  // Size classes, one for large blocks included.
+  uint32_t classes;
+  // Blocks handed out since the start, those of them that came back, and those that are out.
+  uint64_t allocated;
+  uint64_t freed;
+  uint64_t live;
+  // Bytes in live blocks, rounded up to their size classes.
+  uint64_t live_bytes;
+  // Of `freed`: by another thread than the one that had allocated.
+  uint64_t cross_thread_frees;
+  // Blocks of libc that came to osip_free() or partyline_free() and were passed on.
+  uint64_t foreign_frees;
+  // Calls of realloc.
+  uint64_t reallocs;
+  // Bytes that the pool has in use, rounded up to 64 KiB per size class and thread: now, and at most so far.
+  uint64_t used_bytes;
+  uint64_t peak_bytes;
+  // Bytes that lie idle with memory behind them; partyline_pool_trim() gives them back.
+  uint64_t idle_bytes;
+  // Bytes taken from the system and given back to it since the start.
+  uint64_t from_os;
+  uint64_t to_os;
+  // The limit in bytes; UINT64_MAX when there is none.
+  uint64_t limit;
+  // Heaps made: the largest number of threads that used the pool at a time.
+  uint64_t heaps;
+} partyline_pool_stats;
 
 // One binding, as partyline_registrar_lookup() shows it. The strings end in NUL and live during the callback.
 typedef struct {
@@ -312,6 +371,13 @@ int partyline_message_header(partyline_message *message,
                              const char **bytes,
                              size_t *length);
 
+// Takes one of the message's URIs apart; `which` is PARTYLINE_URI_REQUEST and so on, and `uri->size` is set by the caller.
+// PARTYLINE_ENOTFOUND: there is none, or it cannot be read. Of a URI that is neither sip nor sips only the scheme is
+// given.
+int partyline_message_uri_parts(partyline_message *message,
+                                int which,
+                                partyline_uri *uri);
+
 // The body; length 0 if there is none.
 int partyline_message_body(partyline_message *message, const char **bytes, size_t *length);
 
@@ -354,6 +420,41 @@ int partyline_send(partyline_engine *engine, const char *address, const char *by
 // Adds a plugin to the engine's chain, before partyline_engine_start(). The struct is copied.
 // PARTYLINE_EINVAL: a size or version that is not known, no name, no callback, an unknown policy, phase or method list.
 int partyline_plugin_register(partyline_engine *engine, const partyline_plugin *plugin);
+
+// Memory from the pool, at least `size` bytes, aligned to 16 (to 8 where `size` is 8 or less). Not zeroed. NULL with
+// errno ENOMEM when there is none, or past the limit. Give it back with partyline_free(), osip_free() or, where
+// libpartyline.so is loaded, free(), from any thread.
+void *partyline_malloc(size_t size);
+
+// The same for `count` elements of `size` bytes, zeroed. NULL when the product overflows.
+void *partyline_calloc(size_t count, size_t size);
+
+// Changes the size of a block of the pool or of libc; it may move. On NULL the old block is as it was. A NULL block
+// gives a new one; size 0 frees the block and gives NULL.
+void *partyline_realloc(void *block, size_t size);
+
+// Frees a block of the pool; one of libc is passed on. NULL does nothing.
+void partyline_free(void *block);
+
+// Bytes that a block can hold, at least what was asked for; 0 for NULL.
+size_t partyline_usable_size(void *block);
+
+// Fills `stats`, whose `size` the caller has set. PARTYLINE_EINVAL: a size smaller than the first three fields.
+int partyline_pool_stats_get(partyline_pool_stats *stats);
+
+// The same, with a line per size class that was used, as text for a person. Writes the text and a NUL into `buffer`;
+// `length` (may be NULL) gets its length, or on PARTYLINE_ETOOSMALL the capacity that is needed.
+int partyline_pool_stats_text(char *buffer, size_t capacity, size_t *length);
+
+// The same as a JSON object.
+int partyline_pool_stats_json(char *buffer, size_t capacity, size_t *length);
+
+// Gives what the calling thread and threads that have exited hold unused, and all idle memory, back to the system.
+int partyline_pool_trim(void);
+
+// Sets the most that the pool may have in use, in bytes (counted as `used_bytes`); 0 takes the limit away. Past it
+// osip_malloc() and partyline_malloc() give NULL; what is in use already stays. The library's own memory is not bound.
+int partyline_pool_set_limit(size_t bytes);
 
 // Makes a registrar with default options; nothing is opened. Free it with partyline_registrar_free().
 int partyline_registrar_new(partyline_registrar **registrar);

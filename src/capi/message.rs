@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::engine::{engine, partyline_engine};
 use super::plugin::{PARTYLINE_DONE, PARTYLINE_NEXT};
 use super::{PARTYLINE_OK, copy_out};
-use crate::engine::{Exchange, Ticket, Verdict};
+use crate::engine::{Exchange, Ticket, UriOf, Verdict};
 use crate::ffi::{self, Code, Error, HandleTable, Kind, entry};
 
 /// A request or response in the hands of a plugin.
@@ -126,6 +126,77 @@ pub unsafe extern "C" fn partyline_message_header(
         with(message, |m| unsafe {
             let value = m.header(name.as_bytes(), index);
             give(value.ok_or_else(|| absent_header(name, index))?, bytes, length)
+        })
+    })
+}
+
+/// The parts of a URI, pointers into the message with their lengths; an absent part is NULL, 0.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct partyline_uri {
+    /// sizeof(partyline_uri), set by the caller.
+    pub size: usize,
+    pub scheme: *const c_char,
+    pub scheme_length: usize,
+    pub user: *const c_char,
+    pub user_length: usize,
+    /// An IPv6 address with its brackets.
+    pub host: *const c_char,
+    pub host_length: usize,
+    /// 0 where none is written.
+    pub port: u16,
+}
+
+/// The request URI.
+pub const PARTYLINE_URI_REQUEST: c_int = 0;
+/// The URI of the To header.
+pub const PARTYLINE_URI_TO: c_int = 1;
+/// The URI of the From header.
+pub const PARTYLINE_URI_FROM: c_int = 2;
+
+/// Takes one of the message's URIs apart; `which` is PARTYLINE_URI_REQUEST and so on, and `uri->size` is set by the caller.
+/// PARTYLINE_ENOTFOUND: there is none, or it cannot be read. Of a URI that is neither sip nor sips only the scheme is
+/// given.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn partyline_message_uri_parts(
+    message: *mut partyline_message,
+    which: c_int,
+    uri: *mut partyline_uri,
+) -> c_int {
+    entry("partyline_message_uri_parts", || {
+        if uri.is_null() {
+            return Err(Error::invalid("uri is NULL"));
+        }
+        // SAFETY: not NULL, and the caller has set its first field.
+        let size = unsafe { (*uri).size };
+        if size != size_of::<partyline_uri>() {
+            let known = size_of::<partyline_uri>();
+            return Err(Error::invalid(format!("uri.size is {size}, this library knows {known}")));
+        }
+        with(message, |m| {
+            let (what, text) = match which {
+                PARTYLINE_URI_REQUEST => ("request URI", m.uri_parts(UriOf::Request)),
+                PARTYLINE_URI_TO => ("URI in To", m.uri_parts(UriOf::To)),
+                PARTYLINE_URI_FROM => ("URI in From", m.uri_parts(UriOf::From)),
+                other => return Err(Error::invalid(format!("which is {other}"))),
+            };
+            let parts = text.ok_or_else(absent(what))?;
+            let part = |bytes: &[u8]| if bytes.is_empty() { (ptr::null(), 0) } else { (bytes.as_ptr().cast(), bytes.len()) };
+            let [scheme, user, host] = [parts.scheme, parts.user, parts.host].map(part);
+            // SAFETY: the caller's struct has the size of ours.
+            unsafe {
+                uri.write(partyline_uri {
+                    size,
+                    scheme: scheme.0,
+                    scheme_length: scheme.1,
+                    user: user.0,
+                    user_length: user.1,
+                    host: host.0,
+                    host_length: host.1,
+                    port: parts.port,
+                });
+            }
+            Ok(PARTYLINE_OK)
         })
     })
 }

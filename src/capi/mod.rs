@@ -10,6 +10,7 @@ mod clock;
 mod engine;
 mod message;
 mod plugin;
+mod pool;
 mod registrar;
 mod stats;
 

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use crate::ffi::{Code, Error};
 use crate::net::{ReplyTo, SendBatch, UdpListener, UdpRoute};
-use crate::sip::{HeaderName, Message, Method, Response};
+use crate::sip::{HeaderName, Message, Method, Response, Uri};
 
 use super::core::{Backlog, Core};
 
@@ -95,6 +95,23 @@ pub struct Exchange<'a> {
     pub(super) backlog: Option<&'a Arc<Backlog>>,
 }
 
+/// Which of a message's URIs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UriOf {
+    Request,
+    To,
+    From,
+}
+
+/// A URI's parts; empty where absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UriParts<'a> {
+    pub scheme: &'a [u8],
+    pub user: &'a [u8],
+    pub host: &'a [u8],
+    pub port: u16,
+}
+
 /// A message that waits: its bytes, the way back, and where in the chain it goes on.
 pub struct Kept {
     pub(super) bytes: Vec<u8>,
@@ -137,6 +154,31 @@ impl<'a> Exchange<'a> {
     /// The value of line number `index` of the header `name`.
     pub fn header(&self, name: &[u8], index: usize) -> Option<&'a [u8]> {
         self.message.by_name(name).nth(index)
+    }
+
+    /// One of the message's URIs taken apart.
+    pub fn uri_parts(&self, which: UriOf) -> Option<UriParts<'a>> {
+        let raw = match which {
+            UriOf::Request => self.uri()?,
+            UriOf::To => self.message.to().ok()?.uri,
+            UriOf::From => self.message.from().ok()?.uri,
+        };
+        match Uri::parse(raw) {
+            Ok(uri) => Some(UriParts {
+                scheme: raw.split(|b| *b == b':').next().unwrap_or(b""),
+                user: uri.user.unwrap_or(b""),
+                host: uri.host,
+                port: uri.port.unwrap_or(0),
+            }),
+            // Another scheme is a good URI too (RFC 3261 section 8.2.2.1 wants 416 for it, not 400).
+            Err(_) => {
+                let colon = raw.iter().position(|b| *b == b':')?;
+                let scheme = &raw[..colon];
+                let good = scheme.first().is_some_and(u8::is_ascii_alphabetic) && !scheme[..].eq_ignore_ascii_case(b"sip");
+                let good = good && !scheme.eq_ignore_ascii_case(b"sips");
+                good.then_some(UriParts { scheme, user: b"", host: b"", port: 0 })
+            }
+        }
     }
 
     pub fn body(&self) -> &'a [u8] {

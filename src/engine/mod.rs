@@ -42,7 +42,7 @@ use crate::sched::{
 
 pub use bindings::{Bindings, Found, Held, RegistrarOptions, lookup, open_registrar, set_registrar_option};
 pub use config::Config;
-pub use exchange::{Exchange, Ticket};
+pub use exchange::{Exchange, Ticket, UriOf, UriParts};
 pub use plugin::{Handler, Methods, Phase, Plugin, Policy, Verdict};
 
 /// A closure for a thread group.
@@ -445,8 +445,10 @@ fn start_log(config: &Config) -> Result<(), Error> {
     } else {
         log::Target::File(config.log_file.clone().into())
     };
-    log::start(log::Options { level: config.log.clone(), target, ..log::Options::default() })
-        .map_err(|e| Error::new(Code::Config, format!("the log cannot be started: {e}")))
+    // The option's parser lets only level names through.
+    let level = config.log.parse().unwrap_or(tracing::level_filters::LevelFilter::INFO);
+    let options = log::Options { level, target, ..log::Options::default() };
+    log::start(options).map(|_| ()).map_err(|e| Error::new(Code::Config, format!("log_file {}: {e}", config.log_file)))
 }
 
 /// "udp:127.0.0.1:5060", "udp:[::1]:5060".
