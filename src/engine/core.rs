@@ -150,6 +150,11 @@ impl Core {
         self.desks.lock().pop().unwrap_or_default()
     }
 
+    /// Answers a kept message with 503.
+    pub fn refuse(&self, kept: Kept) {
+        self.with_kept(kept, |exchange| exchange.refuse());
+    }
+
     /// A kept message goes on, on some thread of the pool.
     pub fn go_on(&self, kept: Kept) {
         self.submit(kept, None);

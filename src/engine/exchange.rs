@@ -33,7 +33,14 @@ impl Origin<'_> {
         }
     }
 
-    fn to_owned(self) -> ReplyTo {
+    pub(super) fn udp(&self) -> (&Arc<UdpListener>, UdpRoute) {
+        match self {
+            Origin::Udp(listener, route) => (listener, *route),
+            Origin::Kept(ReplyTo::Udp { listener, route }) => (listener, *route),
+        }
+    }
+
+    pub(super) fn to_owned(self) -> ReplyTo {
         match self {
             Origin::Udp(listener, route) => ReplyTo::Udp { listener: Arc::clone(listener), route },
             Origin::Kept(to) => to.clone(),
@@ -42,12 +49,12 @@ impl Origin<'_> {
 
     /// The way to where an answer to `request` goes (RFC 3261 section 18.2.2, RFC 3581): an unreadable Via leaves the
     /// source.
-    fn answer_peer(&self, request: &Message<'_>) -> SocketAddr {
+    pub(super) fn answer_peer(&self, request: &Message<'_>) -> SocketAddr {
         let source = self.source();
         request.via().map_or(source, |via| via.reply_to(source))
     }
 
-    fn push(&self, out: &mut SendBatch, peer: SocketAddr, render: impl FnOnce(&mut Vec<u8>)) {
+    pub(super) fn push(&self, out: &mut SendBatch, peer: SocketAddr, render: impl FnOnce(&mut Vec<u8>)) {
         match self {
             Origin::Udp(listener, route) => out.push_udp(listener, &UdpRoute { peer, ..*route }, render),
             Origin::Kept(ReplyTo::Udp { listener, route }) => {
@@ -67,7 +74,7 @@ pub(super) enum Out<'a> {
 }
 
 impl Out<'_> {
-    fn with(&mut self, push: impl FnOnce(&mut SendBatch)) {
+    pub(super) fn with(&mut self, push: impl FnOnce(&mut SendBatch)) {
         match self {
             Out::Mine(batch) => push(batch),
             Out::Rescuable(batch) => push(&mut batch.lock()),
