@@ -1,1 +1,3 @@
 //! (room registrar)
+#![deny(unsafe_code)]
+pub mod store;
