@@ -1,3 +1,4 @@
 //! (room registrar)
 #![deny(unsafe_code)]
+mod cache;
 pub mod store;
