@@ -5,13 +5,13 @@ use std::hash::{BuildHasher, RandomState};
 use hashbrown::HashTable;
 
 /// Stands for a text in its shard.
-pub(super) type AgentId = u32;
+pub(in crate::registrar) type AgentId = u32;
 
 /// The empty text; never counted, never freed.
 pub(super) const NO_AGENT: AgentId = u32::MAX;
 
 #[derive(Default)]
-pub(super) struct Agents {
+pub(in crate::registrar) struct Agents {
     /// Seeded: the texts come from the network.
     hasher: RandomState,
     table: HashTable<AgentId>,

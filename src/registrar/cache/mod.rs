@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam::utils::CachePadded;
 use parking_lot::{Mutex, MutexGuard};
 
-pub use binding::{BindingView, State};
 pub(crate) use binding::Binding;
+pub use binding::{BindingView, State};
 pub(crate) use shard::{Levels, Policy, Shard};
 
 use std::hash::{BuildHasher, RandomState};

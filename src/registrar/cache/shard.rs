@@ -129,10 +129,6 @@ impl Shard {
         self.record(slot).bindings.as_slice()
     }
 
-    pub fn agents(&self) -> &Agents {
-        &self.agents
-    }
-
     pub fn view<'a>(&'a self, binding: &'a Binding) -> BindingView<'a> {
         binding.view(&self.agents)
     }
@@ -196,24 +192,29 @@ impl Shard {
         }
     }
 
-    /// To be called when a record may have lost its last binding. An empty record goes at once when the cache is
-    /// `complete`; else it stays as the knowledge that there is nothing in the database, until `most` such are younger
-    /// and its deletion is known to be `durable`.
-    pub fn settle(&mut self, slot: u32, complete: bool, most: usize, durable: &dyn Fn(u32) -> bool) {
-        if !self.record(slot).bindings.as_slice().is_empty() {
+    /// To be called when a record may have lost its last binding. Without bindings it goes as soon as `durable` says that
+    /// its last change is in the database; when nothing else would know that there are none (`keep` is not 0) it stays,
+    /// until `keep` such are younger.
+    pub fn settle(&mut self, slot: u32, keep: usize, durable: &dyn Fn(u32) -> bool) {
+        let record = self.record_mut(slot);
+        if !record.bindings.as_slice().is_empty() {
             return;
         }
-        if complete {
+        if keep == 0 && durable(record.handed) {
             self.destroy(slot);
             return;
         }
-        if !self.record(slot).listed {
-            self.record_mut(slot).listed = true;
+        if !std::mem::replace(&mut record.listed, true) {
             self.empties.push_back(slot);
         }
-        // One more than enters, so that the list shrinks to its bound, and never a walk over it.
-        for _ in 0..2 {
-            if self.empties.len() <= most {
+        // Two go where one enters, so that the list shrinks to its bound without a walk over it.
+        self.trim(2, keep, durable);
+    }
+
+    /// Lets go of the oldest records without bindings, as [`Shard::settle`] says; looks at `budget` of them at most.
+    pub fn trim(&mut self, budget: usize, keep: usize, durable: &dyn Fn(u32) -> bool) {
+        for _ in 0..budget {
+            if self.empties.len() <= keep {
                 return;
             }
             let Some(oldest) = self.empties.pop_front() else { return };
@@ -224,7 +225,7 @@ impl Shard {
             if durable(record.handed) {
                 self.destroy(oldest);
             } else {
-                // A SELECT would still find what is being deleted.
+                // A SELECT would still find what is being deleted, and a retransmission has to wait for it.
                 record.listed = true;
                 self.empties.push_back(oldest);
             }
@@ -248,7 +249,13 @@ impl Shard {
 
     /// Removes what has expired; looks at no more than `budget` records. Returns how many bindings expired, and whether
     /// more is due.
-    pub fn expire(&mut self, now: u32, budget: usize, policy: Policy, settle: &mut dyn FnMut(&mut Shard, u32)) -> (usize, bool) {
+    pub fn expire(
+        &mut self,
+        now: u32,
+        budget: usize,
+        policy: Policy,
+        settle: &mut dyn FnMut(&mut Shard, u32),
+    ) -> (usize, bool) {
         let mut expired = 0;
         for _ in 0..budget {
             let Some(&Reverse((second, slot))) = self.alarms.peek() else { return (expired, false) };
@@ -354,7 +361,7 @@ mod tests {
     }
 
     fn settle_complete(shard: &mut Shard, slot: u32) {
-        shard.settle(slot, true, 0, &|_| true);
+        shard.settle(slot, 0, &|_| true);
     }
 
     fn changes(shard: &mut Shard) -> Vec<String> {
@@ -436,7 +443,7 @@ mod tests {
         let mut shard = Shard::default();
         for i in 0..100u32 {
             let slot = shard.create(i, format!("u{i}@d").as_bytes(), i);
-            shard.settle(slot, false, 10, &|handed| handed != 5);
+            shard.settle(slot, 10, &|handed| handed != 5);
         }
         assert_eq!(shard.levels().records, 10);
         assert!(shard.find(5, b"u5@d").is_some(), "its deletion is not durable");

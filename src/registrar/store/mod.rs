@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use row::{Aor, Change, Column, Key, NO_METHODS, NO_Q, Row, UserRow, too_long};
-pub(crate) use row::{Reader, encode};
+pub(crate) use row::{Reader, encode, mark_last};
 pub use schema::{Identifier, LOCATION_VERSION, SUBSCRIBER_VERSION, Tables};
 
 /// What an error asks for.

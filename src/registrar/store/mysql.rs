@@ -79,7 +79,8 @@ impl Store for Mysql {
     fn prepare(&self) -> Result<(), StoreError> {
         let mut conn = self.open()?;
         let exists = |conn: &mut Conn, table: &str| -> Result<bool, StoreError> {
-            let sql = "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?";
+            let sql =
+                "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?";
             let count: Option<i64> = conn.exec_first(sql, (table,)).map_err(classify)?;
             Ok(count.unwrap_or(0) > 0)
         };
@@ -103,9 +104,8 @@ impl Store for Mysql {
                 conn.query_drop(statement).map_err(classify)?;
             }
         }
-        let flush: Option<String> = conn
-            .query_first("SELECT CAST(@@GLOBAL.innodb_flush_log_at_trx_commit AS CHAR)")
-            .unwrap_or_default();
+        let flush: Option<String> =
+            conn.query_first("SELECT CAST(@@GLOBAL.innodb_flush_log_at_trx_commit AS CHAR)").unwrap_or_default();
         if let Some(value) = flush.filter(|value| self.options.durable && value != "1") {
             tracing::warn!(place = %self.place, value = %value,
                 "innodb_flush_log_at_trx_commit is not 1: what was committed can be lost when the database's machine fails");
@@ -409,7 +409,8 @@ mod tests {
 
     #[test]
     fn a_bad_url_does_not_repeat_the_password() {
-        for bad in ["mysql://u:secret@", "mysql://u:secret@h:x/d", "mysql://u:secret@h:3306", "mysql://u:secret@h/?a=b"] {
+        for bad in ["mysql://u:secret@", "mysql://u:secret@h:x/d", "mysql://u:secret@h:3306", "mysql://u:secret@h/?a=b"]
+        {
             let error = Mysql::new(bad, &StoreOptions::default()).map(|_| ()).expect_err(bad);
             assert_eq!(error.kind(), Kind::Config);
             assert!(!error.to_string().contains("secret"), "{error}");

@@ -11,12 +11,23 @@ pub struct Aor<'a> {
 }
 
 impl<'a> Aor<'a> {
-    /// Splits `user@domain` at the last `@`: a user part may hold one, a domain cannot.
+    /// Splits what [`crate::sip::AorKey`] holds, at the last `@`: a user part may hold one, a domain cannot. Without one
+    /// it is a domain alone.
     pub fn split(joined: &'a [u8]) -> Aor<'a> {
         match memchr::memrchr(b'@', joined) {
             Some(at) => Aor { user: &joined[..at], domain: &joined[at + 1..] },
-            None => Aor { user: joined, domain: b"" },
+            None => Aor { user: b"", domain: joined },
         }
+    }
+
+    /// The other way round.
+    pub fn join(&self, out: &mut Vec<u8>) {
+        out.clear();
+        out.extend_from_slice(self.user);
+        if !self.user.is_empty() {
+            out.push(b'@');
+        }
+        out.extend_from_slice(self.domain);
     }
 }
 
@@ -129,20 +140,24 @@ fn put_u32(out: &mut Vec<u8>, value: u32) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-/// Appends one change; `last` marks the end of its ticket. Every text must fit its column (at most 512 bytes), which the
-/// caller has checked.
-pub(crate) fn encode(out: &mut Vec<u8>, change: &Change<'_>, last: bool) {
-    let mark = if last { LAST } else { 0 };
+/// Marks the change that begins with this byte as the last of its ticket.
+pub(crate) fn mark_last(head: &mut u8) {
+    *head |= LAST;
+}
+
+/// Appends one change. Every text must fit its column (at most 512 bytes), which the caller has checked.
+pub(crate) fn encode(out: &mut Vec<u8>, change: &Change<'_>) {
     match change {
-        Change::Barrier => out.push(BARRIER | mark),
+        Change::Barrier => out.push(BARRIER),
         Change::Delete(key) => {
-            out.push(DELETE | mark);
+            out.push(DELETE);
             put_u32(out, key.reg_id);
             put_texts(out, [key.aor.user, key.aor.domain, key.contact, key.instance]);
         }
         Change::Upsert(row) => {
-            out.push(UPSERT | mark);
-            for value in [row.key.reg_id, row.expires, row.modified, row.cseq, u32::from(row.q), row.methods, row.server_id]
+            out.push(UPSERT);
+            for value in
+                [row.key.reg_id, row.expires, row.modified, row.cseq, u32::from(row.q), row.methods, row.server_id]
             {
                 put_u32(out, value);
             }
@@ -276,9 +291,12 @@ mod tests {
             server_id: 3,
         };
         let mut packed = Vec::new();
-        encode(&mut packed, &Change::Upsert(row), false);
-        encode(&mut packed, &Change::Delete(key), true);
-        encode(&mut packed, &Change::Barrier, true);
+        encode(&mut packed, &Change::Upsert(row));
+        for change in [Change::Delete(key), Change::Barrier] {
+            let head = packed.len();
+            encode(&mut packed, &change);
+            mark_last(&mut packed[head]);
+        }
         let mut reader = Reader::new(&packed);
         assert_eq!(reader.next_change(), Some((Change::Upsert(row), false)));
         assert_eq!(reader.next_change(), Some((Change::Delete(key), true)));
@@ -310,6 +328,10 @@ mod tests {
     #[test]
     fn an_aor_splits_at_its_last_at_sign() {
         assert_eq!(Aor::split(b"a@b@c"), Aor { user: b"a@b", domain: b"c" });
-        assert_eq!(Aor::split(b"a@"), Aor { user: b"a", domain: b"" });
+        let mut joined = Vec::new();
+        for aor in [&b"a@"[..], b"host", b"a@b@c"] {
+            Aor::split(aor).join(&mut joined);
+            assert_eq!(joined, aor);
+        }
     }
 }

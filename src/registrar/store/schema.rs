@@ -22,7 +22,9 @@ impl Identifier {
         if !plain || name.is_empty() || name.len() > 32 || name.as_bytes()[0].is_ascii_digit() {
             return Err(StoreError::new(
                 Kind::Config,
-                format!("{name:?} cannot name a table: letters, digits and underscores only, at most 32, no digit first"),
+                format!(
+                    "{name:?} cannot name a table: letters, digits and underscores only, at most 32, no digit first"
+                ),
             ));
         }
         Ok(Identifier(name.to_owned()))
@@ -115,7 +117,10 @@ mod tests {
     #[test]
     fn renaming_touches_whole_words_only() {
         let tables = Tables { location: Identifier("bindings".into()), ..Tables::default() };
-        assert_eq!(tables.rename("UPDATE location SET location_x = 'location'"), "UPDATE bindings SET location_x = 'bindings'");
+        assert_eq!(
+            tables.rename("UPDATE location SET location_x = 'location'"),
+            "UPDATE bindings SET location_x = 'bindings'"
+        );
     }
 
     #[test]

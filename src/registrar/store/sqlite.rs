@@ -9,8 +9,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Statement, ToSql, params};
 
 use super::schema::{self, Tables};
 use super::{
-    Aor, Batch, EachRow, EachUser, Key, Kind, NO_METHODS, Row, Session, Store, StoreError, StoreOptions, UserRow, clamp_u32,
-    q_of, q_to,
+    Aor, Batch, EachRow, EachUser, Key, Kind, NO_METHODS, Row, Session, Store, StoreError, StoreOptions, UserRow,
+    clamp_u32, q_of, q_to,
 };
 
 const DDL: &str = include_str!("sqlite.sql");
@@ -29,7 +29,10 @@ impl Sqlite {
         }
         // Each connection to ":memory:" is a database of its own, so what one thread writes no other would see.
         if path == ":memory:" {
-            return Err(StoreError::new(Kind::Config, "sqlite::memory: is not shared between threads; use mode memory"));
+            return Err(StoreError::new(
+                Kind::Config,
+                "sqlite::memory: is not shared between threads; use mode memory",
+            ));
         }
         Ok(Sqlite { path: path.to_owned(), options: options.clone() })
     }
@@ -64,7 +67,8 @@ impl Store for Sqlite {
             let table = table.as_str();
             let mut version = None;
             if versioned {
-                let row = tx.query_row("SELECT table_version FROM version WHERE table_name = ?", [table], |row| row.get(0));
+                let row =
+                    tx.query_row("SELECT table_version FROM version WHERE table_name = ?", [table], |row| row.get(0));
                 version = match row {
                     Ok(found) => Some(found),
                     Err(rusqlite::Error::QueryReturnedNoRows) => None,
