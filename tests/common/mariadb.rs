@@ -53,6 +53,9 @@ impl Mariadb {
             .spawn()
             .expect("a shell that waits for the end of this process");
         let server = Mariadb { dir, port: free_port(), _watcher: watcher };
+        // mariadb-install-db does not bear company.
+        static INSTALLING: Mutex<()> = Mutex::new(());
+        let _one = INSTALLING.lock();
         server.restart();
         server
     }
@@ -60,8 +63,6 @@ impl Mariadb {
     /// The server that the tests of one binary share.
     pub fn shared() -> &'static Mariadb {
         static SHARED: OnceLock<Mariadb> = OnceLock::new();
-        static STARTING: Mutex<()> = Mutex::new(());
-        let _one = STARTING.lock();
         SHARED.get_or_init(|| Mariadb::start("shared"))
     }
 
