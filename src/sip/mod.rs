@@ -43,7 +43,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `message` | [`Message`]: start line, index of headers, what a message must have |
+//! | `message`, `lines` | [`Message`]: start line, index of headers, what a message must have; the loop over lines |
 //! | `header` | [`HeaderName`], [`Method`] |
 //! | `lex` | tokens, quoted strings, parameters, comma lists, numbers |
 //! | `via` | [`Via`], where an answer goes |
@@ -62,6 +62,7 @@ mod error;
 pub mod hash;
 mod header;
 pub mod lex;
+mod lines;
 mod message;
 pub mod nonce;
 pub mod response;
