@@ -7,39 +7,84 @@
 
 use super::ParseError;
 
-/// Linear white space.
-pub fn is_lws(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
+/// One bit per kind of character: what a byte may be part of.
+pub mod class {
+    /// `token` (RFC 3261 section 25.1).
+    pub const TOKEN: u8 = 1;
+    /// What may stand unquoted after `=` in a parameter. Wider than the grammar's `token / host`, for the field sends `:`,
+    /// `/` and `@` there; never a separator, white space or a control character.
+    pub const VALUE: u8 = 2;
+    /// Linear white space.
+    pub const LWS: u8 = 4;
+    /// Host names and IPv4 addresses, with the underscore that the field puts into names.
+    pub const HOST: u8 = 8;
+    /// What may stand in a URI at all. Bytes above 127 are no URI by the grammar, but users have names.
+    pub const URI: u8 = 16;
+    /// Printable without space: Call-ID and the like.
+    pub const WORD: u8 = 32;
+    /// `0` to `9`.
+    pub const DIGIT: u8 = 64;
 }
 
-const TOKEN: [bool; 256] = {
-    let mut table = [false; 256];
+const CLASS: [u8; 256] = {
+    let mut table = [0u8; 256];
     let mut i = 0;
     while i < 256 {
         let byte = i as u8;
-        table[i] = byte.is_ascii_alphanumeric()
-            || matches!(byte, b'-' | b'.' | b'!' | b'%' | b'*' | b'_' | b'+' | b'`' | b'\'' | b'~');
+        let alnum = byte.is_ascii_alphanumeric();
+        let printable = byte > b' ' && byte != 0x7f;
+        let mut bits = 0;
+        if alnum || matches!(byte, b'-' | b'.' | b'!' | b'%' | b'*' | b'_' | b'+' | b'`' | b'\'' | b'~') {
+            bits |= class::TOKEN;
+        }
+        if printable && !matches!(byte, b';' | b',' | b'"') {
+            bits |= class::VALUE;
+        }
+        if matches!(byte, b' ' | b'\t' | b'\r' | b'\n') {
+            bits |= class::LWS;
+        }
+        if alnum || matches!(byte, b'-' | b'.' | b'_') {
+            bits |= class::HOST;
+        }
+        if printable && !matches!(byte, b'<' | b'>' | b'"') {
+            bits |= class::URI;
+        }
+        if printable {
+            bits |= class::WORD;
+        }
+        if byte.is_ascii_digit() {
+            bits |= class::DIGIT;
+        }
+        table[i] = bits;
         i += 1;
     }
     table
 };
 
-/// A character of `token` (RFC 3261 section 25.1).
-pub fn is_token_byte(byte: u8) -> bool {
-    TOKEN[byte as usize]
+/// Whether `byte` is of one of `kinds`.
+#[inline(always)]
+pub fn is(byte: u8, kinds: u8) -> bool {
+    CLASS[byte as usize] & kinds != 0
 }
 
-/// What may stand unquoted after `=` in a parameter. Wider than the grammar's `token / host`, for the field sends `:`, `/`
-/// and `@` there; never a separator, white space or a control character.
-fn is_value_byte(byte: u8) -> bool {
-    byte > b' ' && byte != 0x7f && !matches!(byte, b';' | b',' | b'"')
+/// How many bytes from the start on are of `kinds`.
+#[inline(always)]
+pub fn span(bytes: &[u8], kinds: u8) -> usize {
+    bytes.iter().position(|&byte| !is(byte, kinds)).unwrap_or(bytes.len())
+}
+
+/// Linear white space.
+#[inline(always)]
+pub fn is_lws(byte: u8) -> bool {
+    is(byte, class::LWS)
 }
 
 /// A whole, non-empty `token`.
 pub fn is_token(bytes: &[u8]) -> bool {
-    !bytes.is_empty() && bytes.iter().all(|&byte| is_token_byte(byte))
+    !bytes.is_empty() && span(bytes, class::TOKEN) == bytes.len()
 }
 
+#[inline]
 pub fn trim_start(mut bytes: &[u8]) -> &[u8] {
     while let [first, rest @ ..] = bytes {
         if !is_lws(*first) {
@@ -50,6 +95,7 @@ pub fn trim_start(mut bytes: &[u8]) -> &[u8] {
     bytes
 }
 
+#[inline]
 pub fn trim_end(mut bytes: &[u8]) -> &[u8] {
     while let [rest @ .., last] = bytes {
         if !is_lws(*last) {
@@ -201,7 +247,7 @@ impl<'a> Params<'a> {
             self.rest = rest;
             return Ok(None);
         }
-        let name_len = rest.iter().position(|&byte| !is_token_byte(byte)).unwrap_or(rest.len());
+        let name_len = span(rest, class::TOKEN);
         if name_len == 0 {
             return Err(ParseError::BadParameter);
         }
@@ -215,7 +261,7 @@ impl<'a> Params<'a> {
                 let tail = trim_start(tail);
                 let len = match tail {
                     [b'"', ..] => quoted_len(tail).ok_or(ParseError::UnbalancedQuote)?,
-                    _ => tail.iter().position(|&byte| !is_value_byte(byte)).unwrap_or(tail.len()),
+                    _ => span(tail, class::VALUE),
                 };
                 let (value, tail) = tail.split_at(len);
                 after = trim_start(tail);
@@ -249,18 +295,17 @@ impl<'a> Iterator for Params<'a> {
 /// in angle brackets, or to the end. An unbalanced quote or bracket takes the rest.
 pub fn element_len(bytes: &[u8]) -> usize {
     let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        match byte {
-            b',' => return at,
-            b'"' => match quoted_len(bytes.get(at..).unwrap_or(&[])) {
-                Some(len) => at += len,
-                None => return bytes.len(),
-            },
-            b'<' => match memchr::memchr(b'>', bytes.get(at..).unwrap_or(&[])) {
-                Some(len) => at += len + 1,
-                None => return bytes.len(),
-            },
-            _ => at += 1,
+    while let Some(next) = memchr::memchr3(b',', b'"', b'<', bytes.get(at..).unwrap_or(&[])) {
+        at += next;
+        let rest = bytes.get(at..).unwrap_or(&[]);
+        let skip = match rest.first() {
+            Some(b',') => return at,
+            Some(b'"') => quoted_len(rest),
+            _ => memchr::memchr(b'>', rest).map(|len| len + 1),
+        };
+        match skip {
+            Some(len) => at += len,
+            None => break,
         }
     }
     bytes.len()

@@ -2,8 +2,8 @@
 //!
 //! Promise to the rooms above: [`Message::parse`] reads every byte of the header section once, allocates nothing, never
 //! panics, and after it every mandatory header (section 8.1.1) is there exactly once (Via: at least once), the CSeq is a
-//! number below 2^31 with the request's own method, Content-Length and Max-Forwards are sane, and no header value holds
-//! CR or LF. What is inside Via, From, To and Contact is read when asked for.
+//! number below 2^31 with the request's own method, Content-Length and Max-Forwards are sane, the top Via, From and To can
+//! be read, and no header value holds CR or LF. URIs and Contacts are read when asked for.
 //!
 //! ```text
 //!   buf:      REGISTER sip:example.org SIP/2.0␍␊Via: SIP/2.0/UDP ...␍␊v: ...␍␊To: ...␍␊␍␊body
@@ -12,7 +12,8 @@
 //! ```
 
 use super::contact::{Contacts, NameAddr};
-use super::lex::{self, Elements};
+use super::lex::{self, Elements, class};
+use super::lines::{cseq, line_len, split_line, unfold};
 use super::uri::Uri;
 use super::{HeaderName, Method, ParseError, Via};
 
@@ -63,6 +64,10 @@ pub struct Message<'a> {
     body_len: u32,
     max_forwards: Option<u8>,
     content_length: Option<u32>,
+    // Read once, for whoever handles a request needs all three, mostly more than once.
+    via: Result<Via<'a>, ParseError>,
+    from: Result<NameAddr<'a>, ParseError>,
+    to: Result<NameAddr<'a>, ParseError>,
     first: [u8; HeaderName::COUNT],
     entries: [Entry; MAX_HEADERS],
 }
@@ -75,7 +80,10 @@ impl<'a> Message<'a> {
     /// After an error `buf` still holds the message, and [`Message::salvage`] tells whether it can be answered.
     pub fn parse(buf: &'a mut [u8]) -> Result<Message<'a>, ParseError> {
         let mut message = Message::empty();
-        let end = message.scan(buf, false)?;
+        let (end, folded) = message.scan(buf, false)?;
+        if folded {
+            unfold(buf, end);
+        }
         message.finish(buf, end)?;
         Ok(message)
     }
@@ -85,9 +93,13 @@ impl<'a> Message<'a> {
     /// lines are passed over and there is no body. Use it for the answer only.
     pub fn salvage(buf: &'a mut [u8]) -> Option<Message<'a>> {
         let mut message = Message::empty();
-        let end = message.scan(buf, true).ok()?;
+        let (end, folded) = message.scan(buf, true).ok()?;
+        if folded {
+            unfold(buf, end);
+        }
         message.buf = buf;
         message.body_at = end as u32;
+        message.addresses();
         message.cseq =
             message.value(HeaderName::CSeq).and_then(|value| cseq(value).ok()).map_or(0, |(number, _)| number);
         for name in [HeaderName::From, HeaderName::To, HeaderName::CallId, HeaderName::CSeq] {
@@ -102,7 +114,8 @@ impl<'a> Message<'a> {
     }
 
     fn empty() -> Message<'a> {
-        let none = Entry { value_at: 0, value_len: 0, name_at: 0, name: HeaderName::Other, name_len: 0 };
+        // All zeros, so that the table is one memset; nothing beyond `count` is ever looked at.
+        let none = Entry { value_at: 0, value_len: 0, name_at: 0, name: HeaderName::ALL[0], name_len: 0 };
         Message {
             buf: &[],
             word: Span::default(),
@@ -114,68 +127,75 @@ impl<'a> Message<'a> {
             body_len: 0,
             max_forwards: None,
             content_length: None,
+            via: Err(ParseError::Missing(HeaderName::Via)),
+            from: Err(ParseError::Missing(HeaderName::From)),
+            to: Err(ParseError::Missing(HeaderName::To)),
             first: [NONE; HeaderName::COUNT],
             entries: [none; MAX_HEADERS],
         }
     }
 
-    /// Finds the lines; returns where the body begins. `lenient` goes on past what is wrong as long as that makes sense.
-    fn scan(&mut self, buf: &mut [u8], lenient: bool) -> Result<usize, ParseError> {
+    /// Finds the lines; returns where the body begins and whether a line was folded. `lenient` passes over what is wrong
+    /// as long as that makes sense.
+    fn scan(&mut self, buf: &[u8], lenient: bool) -> Result<(usize, bool), ParseError> {
         let mut at = buf.iter().position(|&byte| byte != b'\r' && byte != b'\n').ok_or(ParseError::KeepAlive)?;
         // The keep-alive of some user agents is four zero bytes.
         if buf.len() <= 4 && buf.iter().all(|&byte| byte == 0) {
             return Err(ParseError::KeepAlive);
         }
-        let (end, next) = match line_end(buf, at) {
-            Ok(line) => line,
-            Err(ParseError::NoEndOfHeaders) => return Err(ParseError::BadStartLine),
-            Err(error) => return Err(error),
-        };
-        if let Err(error) = self.start_line(buf, at, end) {
-            let line = buf.get(at..end).unwrap_or(&[]);
-            let request = self.word.len > 0 && line.windows(5).any(|part| part.eq_ignore_ascii_case(b" SIP/"));
-            if !lenient || !request {
-                return Err(error);
-            }
+        let mut rest = buf.get(at..).unwrap_or(&[]);
+        let (mut len, mut skip) = line_len(rest, 0).map_err(|error| match error {
+            ParseError::NoEndOfHeaders => ParseError::BadStartLine,
+            error => error,
+        })?;
+        if at + len > MAX_HEADER_SECTION {
+            return Err(ParseError::TooLarge);
         }
-        at = next;
+        self.start_line(rest.get(..len).unwrap_or(&[]), at, lenient)?;
+        let mut folded = false;
         loop {
-            let (mut end, mut next) = match line_end(buf, at) {
+            at += len + skip;
+            rest = rest.get(len + skip..).unwrap_or(&[]);
+            let mut found = line_len(rest, 0);
+            while let Ok((end @ 1.., line_end)) = found {
+                if !matches!(rest.get(end + line_end), Some(b' ' | b'\t')) {
+                    break;
+                }
+                folded = true;
+                found = line_len(rest, end + line_end);
+            }
+            (len, skip) = match found {
                 Ok(line) => line,
-                Err(_) if lenient => return Ok(at),
+                Err(_) if lenient => return Ok((at, folded)),
                 Err(error) => return Err(error),
             };
-            if end == at {
-                return Ok(next);
+            if len == 0 {
+                return Ok((at + skip, folded));
             }
-            while matches!(buf.get(next), Some(b' ' | b'\t')) {
-                if let Some(fold) = buf.get_mut(end..next) {
-                    fold.fill(b' ');
-                }
-                (end, next) = match line_end(buf, next) {
-                    Ok(line) => line,
-                    Err(_) if lenient => return Ok(at),
-                    Err(error) => return Err(error),
-                };
-            }
-            if next > MAX_HEADER_SECTION {
-                return if lenient { Ok(at) } else { Err(ParseError::TooLarge) };
-            }
-            match self.line(buf, at, end) {
+            let read = match rest.get(..len) {
+                Some(line) if at + len <= MAX_HEADER_SECTION => self.line(line, at),
+                _ => Err(ParseError::TooLarge),
+            };
+            match read {
                 Ok(()) => (),
-                Err(ParseError::TooManyHeaders) if lenient => return Ok(at),
-                Err(_) if lenient => (),
-                Err(error) => return Err(error),
+                Err(error) if !lenient => return Err(error),
+                Err(ParseError::TooLarge | ParseError::TooManyHeaders) => return Ok((at, folded)),
+                Err(_) => (),
             }
-            at = next;
         }
     }
 
-    fn start_line(&mut self, buf: &[u8], at: usize, end: usize) -> Result<(), ParseError> {
-        if end > MAX_HEADER_SECTION {
-            return Err(ParseError::TooLarge);
+    /// `lenient` takes whatever begins with a method and speaks of SIP.
+    fn start_line(&mut self, line: &[u8], at: usize, lenient: bool) -> Result<(), ParseError> {
+        let result = self.strict_start_line(line, at);
+        let request = lenient && self.word.len > 0 && self.status == 0;
+        if request && line.windows(5).any(|part| part.eq_ignore_ascii_case(b" SIP/")) {
+            return Ok(());
         }
-        let line = buf.get(at..end).unwrap_or(&[]);
+        result
+    }
+
+    fn strict_start_line(&mut self, line: &[u8], at: usize) -> Result<(), ParseError> {
         let span = |from: usize, len: usize| Span { at: (at + from) as u16, len: len as u16 };
         if line.get(..4).is_some_and(|head| head.eq_ignore_ascii_case(b"SIP/")) {
             let rest = match line {
@@ -202,7 +222,7 @@ impl<'a> Message<'a> {
         let uri_len = memchr::memchr(b' ', rest).ok_or(ParseError::BadStartLine)?;
         // White space or angle brackets around the URI are errors (RFC 4475 sections 3.1.2.6 to 3.1.2.9); such a line
         // splits into more than three words, or has an empty one.
-        if uri_len == 0 || rest.iter().take(uri_len).any(|&byte| byte < b' ' || byte == 0x7f || byte == b'<') {
+        if uri_len == 0 || lex::span(rest, class::URI) != uri_len {
             return Err(ParseError::BadStartLine);
         }
         self.uri = span(uri_at, uri_len);
@@ -216,24 +236,12 @@ impl<'a> Message<'a> {
         }
     }
 
-    fn line(&mut self, buf: &[u8], at: usize, end: usize) -> Result<(), ParseError> {
-        let line = buf.get(at..end).unwrap_or(&[]);
-        let mut name_len = 0;
-        while line.get(name_len).is_some_and(|&byte| lex::is_token_byte(byte)) {
-            name_len += 1;
-        }
-        let mut colon = name_len;
-        while line.get(colon).is_some_and(|&byte| lex::is_lws(byte)) {
-            colon += 1;
-        }
-        if name_len == 0 || line.get(colon) != Some(&b':') {
-            return Err(ParseError::BadHeaderLine);
-        }
-        let (name, tail) = (line.get(..name_len).unwrap_or(&[]), line.get(colon + 1..).unwrap_or(&[]));
+    #[inline]
+    fn line(&mut self, line: &[u8], at: usize) -> Result<(), ParseError> {
+        let (name_len, tail, name) = split_line(line)?;
         let value = lex::trim_start(tail);
-        let value_at = end - value.len();
+        let value_at = at + line.len() - value.len();
         let value = lex::trim_end(value);
-        let name = HeaderName::recognise(name);
         let index = self.count;
         let entry = self.entries.get_mut(index as usize).ok_or(ParseError::TooManyHeaders)?;
         // All offsets are below MAX_HEADER_SECTION: the caller looked.
@@ -280,8 +288,13 @@ impl<'a> Message<'a> {
                 return Err(ParseError::Missing(name));
             }
         }
+        self.addresses();
+        if let Some(error) = self.via.err().or(self.from.err()).or(self.to.err()) {
+            return Err(error);
+        }
         // A Call-ID goes into logs, keys and answers; white space or a control character in it is nobody's.
-        if self.call_id().iter().any(|&byte| byte <= b' ' || byte == 0x7f) {
+        let call_id = self.call_id();
+        if lex::span(call_id, class::WORD) != call_id.len() {
             return Err(ParseError::BadCallId);
         }
         let (number, method) = cseq(self.value(HeaderName::CSeq).unwrap_or(&[]))?;
@@ -294,6 +307,18 @@ impl<'a> Message<'a> {
             self.max_forwards = Some(value.ok_or(ParseError::BadMaxForwards)?);
         }
         Ok(())
+    }
+
+    fn addresses(&mut self) {
+        if let Some(value) = self.value(HeaderName::Via) {
+            self.via = Via::first(value);
+        }
+        if let Some(value) = self.value(HeaderName::From) {
+            self.from = NameAddr::parse(value);
+        }
+        if let Some(value) = self.value(HeaderName::To) {
+            self.to = NameAddr::parse(value);
+        }
     }
 
     fn slice(&self, span: Span) -> &'a [u8] {
@@ -312,7 +337,7 @@ impl<'a> Message<'a> {
         let name_len = match entry.name_len {
             0 => {
                 let rest = self.buf.get(entry.name_at as usize..).unwrap_or(&[]);
-                rest.iter().position(|&byte| !lex::is_token_byte(byte)).unwrap_or(0)
+                lex::span(rest, class::TOKEN)
             }
             len => len as usize,
         };
@@ -401,22 +426,17 @@ impl<'a> Message<'a> {
         self.elements(name).any(|element| element.eq_ignore_ascii_case(tag))
     }
 
-    /// The topmost Via element.
+    /// The topmost Via element. Never an error after [`Message::parse`]; nor are the next two.
     pub fn via(&self) -> Result<Via<'a>, ParseError> {
-        let value = self.value(HeaderName::Via).ok_or(ParseError::Missing(HeaderName::Via))?;
-        Via::parse(value.get(..lex::element_len(value)).unwrap_or(&[]))
+        self.via
     }
 
     pub fn from(&self) -> Result<NameAddr<'a>, ParseError> {
-        self.address(HeaderName::From)
+        self.from
     }
 
     pub fn to(&self) -> Result<NameAddr<'a>, ParseError> {
-        self.address(HeaderName::To)
-    }
-
-    fn address(&self, name: HeaderName) -> Result<NameAddr<'a>, ParseError> {
-        NameAddr::parse(self.value(name).ok_or(ParseError::Missing(name))?)
+        self.to
     }
 
     pub fn call_id(&self) -> &'a [u8] {
@@ -465,13 +485,11 @@ impl<'a> Message<'a> {
         self.at(0, self.body_at as usize + self.body_len as usize)
     }
 
-    /// Reads everything that [`Message::parse`] leaves for later and that a request must have right (RFC 3261 section
-    /// 8.2 leaves it to the server how much it checks): top Via, From and To with their URIs, the Request-URI, every
-    /// Contact, and Expires.
+    /// Reads what [`Message::parse`] leaves for later and that a request must have right (RFC 3261 section 8.2 leaves it to
+    /// the server how much it checks): the URIs of the start line, From and To, every Contact, and Expires.
     pub fn check(&self) -> Result<(), ParseError> {
-        self.via()?;
-        self.from()?.parsed_uri()?;
-        self.to()?.parsed_uri()?;
+        self.from?.parsed_uri()?;
+        self.to?.parsed_uri()?;
         if self.is_request() {
             self.request_uri()?;
         }
@@ -518,29 +536,4 @@ impl<'a> Iterator for Headers<'_, 'a> {
             }
         }
     }
-}
-
-/// Where the line at `at` ends, and where the next one begins.
-#[inline]
-fn line_end(buf: &[u8], at: usize) -> Result<(usize, usize), ParseError> {
-    let rest = buf.get(at..).unwrap_or(&[]);
-    let len = memchr::memchr2(b'\r', b'\n', rest).ok_or(ParseError::NoEndOfHeaders)?;
-    match (rest.get(len), rest.get(len + 1)) {
-        (Some(b'\n'), _) => Ok((at + len, at + len + 1)),
-        (_, Some(b'\n')) => Ok((at + len, at + len + 2)),
-        (_, None) => Err(ParseError::NoEndOfHeaders),
-        _ => Err(ParseError::BareCr),
-    }
-}
-
-/// `number LWS method` (RFC 3261 section 20.16: the number is below 2^31).
-fn cseq(value: &[u8]) -> Result<(u32, &[u8]), ParseError> {
-    let digits = value.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(value.len());
-    let (number, rest) = value.split_at(digits);
-    let number = lex::number32(number).filter(|&number| number < 1 << 31).ok_or(ParseError::BadCSeq)?;
-    let method = lex::trim_start(rest);
-    if method.len() == rest.len() || !lex::is_token(method) {
-        return Err(ParseError::BadCSeq);
-    }
-    Ok((number, method))
 }

@@ -27,9 +27,23 @@
 //! }
 //! ```
 //!
+//! Digest, for a request with an Authorization header:
+//! ```text
+//! let sent = Credentials::parse(value)?;                          // OtherScheme: as if none; Malformed: 400; Unsupported: 401
+//! let state = nonces.check(sent.nonce, now, max_age, realm);      // NonceKey: signed and timed, no memory
+//! if sent.verify(&ha1, request.method().as_bytes()) {             // ha1: Hash::from_hex(..) of the stored one, or Hash::ha1(..)
+//!     match (state, sent.auth) {
+//!         (NonceState::Fresh(id), Some(auth)) if counter.take(id, auth.nc) => accepted,
+//!         (NonceState::Fresh(_), None) => accepted if the legacy form is allowed,
+//!         _ => 401 with stale=true,
+//!     }
+//! }                                                               // else 401 (403 by policy)
+//! response.line(HeaderName::WwwAuthenticate, |out| put_challenge(out, realm, nonce.as_bytes(), algorithm, stale));
+//! ```
+//!
 //! | file | holds |
 //! |---|---|
-//! | `message` | [`Message`]: start line, index of headers, what a message must have |
+//! | `message`, `lines` | [`Message`]: start line, index of headers, what a message must have; the loop over lines |
 //! | `header` | [`HeaderName`], [`Method`] |
 //! | `lex` | tokens, quoted strings, parameters, comma lists, numbers |
 //! | `via` | [`Via`], where an answer goes |
@@ -37,15 +51,20 @@
 //! | `contact` | [`NameAddr`], [`Contact`] |
 //! | `aor`, `hash` | [`AorKey`] and the seeded [`KeyHasher`] for it |
 //! | `write`, `response` | [`Cursor`] into a caller's slice, [`Response`], [`Tags`] |
+//! | `digest` | [`digest::Credentials`], [`digest::Hash`] (HA1, responses), challenges |
+//! | `nonce` | [`nonce::NonceKey`]: signed, timed nonces; [`nonce::NonceCounter`]: their use |
 #![deny(unsafe_code)]
 
 pub mod aor;
 pub mod contact;
+pub mod digest;
 mod error;
 pub mod hash;
 mod header;
 pub mod lex;
+mod lines;
 mod message;
+pub mod nonce;
 pub mod response;
 pub mod uri;
 mod via;
@@ -56,6 +75,7 @@ pub use contact::{Contact, ContactAddr, Contacts, NameAddr};
 pub use error::ParseError;
 pub use hash::KeyHasher;
 pub use header::{HeaderName, Method};
+pub use lex::{Param, Params};
 pub use message::{Header, Headers, MAX_HEADER_SECTION, MAX_HEADERS, Message, Start};
 pub use response::{Response, Tags};
 pub use uri::{Scheme, Uri};

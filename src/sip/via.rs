@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::ParseError;
-use super::lex::{self, Params};
+use super::lex::{self, Params, class};
 
 /// What the sender asked for with `rport` (RFC 3581).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,11 @@ pub struct Via<'a> {
 }
 
 impl<'a> Via<'a> {
+    /// The first element of a header value.
+    pub fn first(value: &'a [u8]) -> Result<Via<'a>, ParseError> {
+        Via::parse(value.get(..lex::element_len(value)).unwrap_or(&[]))
+    }
+
     /// `element` is one element, without the comma that ends it.
     pub fn parse(element: &'a [u8]) -> Result<Via<'a>, ParseError> {
         let raw = lex::trim(element);
@@ -52,17 +57,17 @@ impl<'a> Via<'a> {
         }
         let host_len = match sent_by {
             [b'[', ..] => memchr::memchr(b']', sent_by).ok_or(ParseError::BadVia)? + 1,
-            _ => sent_by.iter().position(|&byte| !is_host_byte(byte)).unwrap_or(sent_by.len()),
+            _ => lex::span(sent_by, class::HOST),
         };
         let (host, rest) = sent_by.split_at(host_len);
-        if host.is_empty() || host.iter().any(|&byte| byte <= b' ' || byte == b'"' || byte == b';' || byte == 0x7f) {
+        if host.is_empty() || (host.first() == Some(&b'[') && lex::span(host, class::VALUE) != host.len()) {
             return Err(ParseError::BadVia);
         }
         let mut rest = lex::trim_start(rest);
         let mut port = None;
         if let [b':', tail @ ..] = rest {
             let tail = lex::trim_start(tail);
-            let len = tail.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(tail.len());
+            let len = lex::span(tail, class::DIGIT);
             let (digits, tail) = tail.split_at(len);
             port = Some(lex::port(digits).ok_or(ParseError::BadVia)?);
             rest = lex::trim_start(tail);
@@ -107,7 +112,8 @@ impl<'a> Via<'a> {
     /// `maddr` is left unheeded on purpose: it would let one packet send our answer to an address of its choice.
     pub fn reply_to(&self, source: SocketAddr) -> SocketAddr {
         match self.rport {
-            Rport::Absent => {
+            // Nobody listens on port 0.
+            Rport::Absent if self.port != Some(0) => {
                 let mut to = source;
                 to.set_port(self.port_or_default());
                 to
@@ -122,14 +128,13 @@ impl<'a> Via<'a> {
             [b'[', inner @ .., b']'] => inner,
             host => host,
         };
-        // A host name never begins with a digit or holds a colon, and looking saves the parser's time.
         let text = std::str::from_utf8(host).ok();
         text.and_then(|text| text.parse::<IpAddr>().ok()).is_some_and(|host| host.to_canonical() == ip.to_canonical())
     }
 }
 
 fn token(bytes: &[u8]) -> Result<(&[u8], &[u8]), ParseError> {
-    let len = bytes.iter().position(|&byte| !lex::is_token_byte(byte)).unwrap_or(bytes.len());
+    let len = lex::span(bytes, class::TOKEN);
     if len == 0 {
         return Err(ParseError::BadVia);
     }
@@ -141,11 +146,6 @@ fn slash(bytes: &[u8]) -> Result<&[u8], ParseError> {
         [b'/', rest @ ..] => Ok(lex::trim_start(rest)),
         _ => Err(ParseError::BadVia),
     }
-}
-
-/// Host names, and the underscore that the field puts into them.
-fn is_host_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_')
 }
 
 #[cfg(test)]
@@ -195,6 +195,7 @@ mod tests {
         let default = Via::parse(b"SIP/2.0/UDP pc33;branch=z9hG4bK1;maddr=224.2.0.1").unwrap();
         assert!(!default.is_from(source.ip()));
         assert_eq!(default.reply_to(source), "192.0.2.7:5060".parse().unwrap());
+        assert_eq!(Via::parse(b"SIP/2.0/UDP pc33:0").unwrap().reply_to(source), source);
         let rport = Via::parse(b"SIP/2.0/UDP pc33;branch=z9hG4bK1;rport").unwrap();
         assert_eq!(rport.reply_to(source), source);
     }
