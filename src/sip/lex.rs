@@ -295,18 +295,17 @@ impl<'a> Iterator for Params<'a> {
 /// in angle brackets, or to the end. An unbalanced quote or bracket takes the rest.
 pub fn element_len(bytes: &[u8]) -> usize {
     let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        match byte {
-            b',' => return at,
-            b'"' => match quoted_len(bytes.get(at..).unwrap_or(&[])) {
-                Some(len) => at += len,
-                None => return bytes.len(),
-            },
-            b'<' => match memchr::memchr(b'>', bytes.get(at..).unwrap_or(&[])) {
-                Some(len) => at += len + 1,
-                None => return bytes.len(),
-            },
-            _ => at += 1,
+    while let Some(next) = memchr::memchr3(b',', b'"', b'<', bytes.get(at..).unwrap_or(&[])) {
+        at += next;
+        let rest = bytes.get(at..).unwrap_or(&[]);
+        let skip = match rest.first() {
+            Some(b',') => return at,
+            Some(b'"') => quoted_len(rest),
+            _ => memchr::memchr(b'>', rest).map(|len| len + 1),
+        };
+        match skip {
+            Some(len) => at += len,
+            None => break,
         }
     }
     bytes.len()

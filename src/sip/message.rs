@@ -13,6 +13,7 @@
 
 use super::contact::{Contacts, NameAddr};
 use super::lex::{self, Elements, class};
+use super::lines::{cseq, line_len, split_line, unfold};
 use super::uri::Uri;
 use super::{HeaderName, Method, ParseError, Via};
 
@@ -79,7 +80,10 @@ impl<'a> Message<'a> {
     /// After an error `buf` still holds the message, and [`Message::salvage`] tells whether it can be answered.
     pub fn parse(buf: &'a mut [u8]) -> Result<Message<'a>, ParseError> {
         let mut message = Message::empty();
-        let end = message.scan(buf, false)?;
+        let (end, folded) = message.scan(buf, false)?;
+        if folded {
+            unfold(buf, end);
+        }
         message.finish(buf, end)?;
         Ok(message)
     }
@@ -89,7 +93,10 @@ impl<'a> Message<'a> {
     /// lines are passed over and there is no body. Use it for the answer only.
     pub fn salvage(buf: &'a mut [u8]) -> Option<Message<'a>> {
         let mut message = Message::empty();
-        let end = message.scan(buf, true).ok()?;
+        let (end, folded) = message.scan(buf, true).ok()?;
+        if folded {
+            unfold(buf, end);
+        }
         message.buf = buf;
         message.body_at = end as u32;
         message.addresses();
@@ -128,63 +135,67 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Finds the lines; returns where the body begins. `lenient` goes on past what is wrong as long as that makes sense.
-    fn scan(&mut self, buf: &mut [u8], lenient: bool) -> Result<usize, ParseError> {
+    /// Finds the lines; returns where the body begins and whether a line was folded. `lenient` passes over what is wrong
+    /// as long as that makes sense.
+    fn scan(&mut self, buf: &[u8], lenient: bool) -> Result<(usize, bool), ParseError> {
         let mut at = buf.iter().position(|&byte| byte != b'\r' && byte != b'\n').ok_or(ParseError::KeepAlive)?;
         // The keep-alive of some user agents is four zero bytes.
         if buf.len() <= 4 && buf.iter().all(|&byte| byte == 0) {
             return Err(ParseError::KeepAlive);
         }
-        let (end, next) = match line_end(buf, at) {
-            Ok(line) => line,
-            Err(ParseError::NoEndOfHeaders) => return Err(ParseError::BadStartLine),
-            Err(error) => return Err(error),
-        };
-        if let Err(error) = self.start_line(buf, at, end) {
-            let line = buf.get(at..end).unwrap_or(&[]);
-            let request = self.word.len > 0 && line.windows(5).any(|part| part.eq_ignore_ascii_case(b" SIP/"));
-            if !lenient || !request {
-                return Err(error);
-            }
+        let mut rest = buf.get(at..).unwrap_or(&[]);
+        let (mut len, mut skip) = line_len(rest, 0).map_err(|error| match error {
+            ParseError::NoEndOfHeaders => ParseError::BadStartLine,
+            error => error,
+        })?;
+        if at + len > MAX_HEADER_SECTION {
+            return Err(ParseError::TooLarge);
         }
-        at = next;
+        self.start_line(rest.get(..len).unwrap_or(&[]), at, lenient)?;
+        let mut folded = false;
         loop {
-            let (mut end, mut next) = match line_end(buf, at) {
+            at += len + skip;
+            rest = rest.get(len + skip..).unwrap_or(&[]);
+            let mut found = line_len(rest, 0);
+            while let Ok((end @ 1.., line_end)) = found {
+                if !matches!(rest.get(end + line_end), Some(b' ' | b'\t')) {
+                    break;
+                }
+                folded = true;
+                found = line_len(rest, end + line_end);
+            }
+            (len, skip) = match found {
                 Ok(line) => line,
-                Err(_) if lenient => return Ok(at),
+                Err(_) if lenient => return Ok((at, folded)),
                 Err(error) => return Err(error),
             };
-            if end == at {
-                return Ok(next);
+            if len == 0 {
+                return Ok((at + skip, folded));
             }
-            while matches!(buf.get(next), Some(b' ' | b'\t')) {
-                if let Some(fold) = buf.get_mut(end..next) {
-                    fold.fill(b' ');
-                }
-                (end, next) = match line_end(buf, next) {
-                    Ok(line) => line,
-                    Err(_) if lenient => return Ok(at),
-                    Err(error) => return Err(error),
-                };
-            }
-            if next > MAX_HEADER_SECTION {
-                return if lenient { Ok(at) } else { Err(ParseError::TooLarge) };
-            }
-            match self.line(buf, at, end) {
+            let read = match rest.get(..len) {
+                Some(line) if at + len <= MAX_HEADER_SECTION => self.line(line, at),
+                _ => Err(ParseError::TooLarge),
+            };
+            match read {
                 Ok(()) => (),
-                Err(ParseError::TooManyHeaders) if lenient => return Ok(at),
-                Err(_) if lenient => (),
-                Err(error) => return Err(error),
+                Err(error) if !lenient => return Err(error),
+                Err(ParseError::TooLarge | ParseError::TooManyHeaders) => return Ok((at, folded)),
+                Err(_) => (),
             }
-            at = next;
         }
     }
 
-    fn start_line(&mut self, buf: &[u8], at: usize, end: usize) -> Result<(), ParseError> {
-        if end > MAX_HEADER_SECTION {
-            return Err(ParseError::TooLarge);
+    /// `lenient` takes whatever begins with a method and speaks of SIP.
+    fn start_line(&mut self, line: &[u8], at: usize, lenient: bool) -> Result<(), ParseError> {
+        let result = self.strict_start_line(line, at);
+        let request = lenient && self.word.len > 0 && self.status == 0;
+        if request && line.windows(5).any(|part| part.eq_ignore_ascii_case(b" SIP/")) {
+            return Ok(());
         }
-        let line = buf.get(at..end).unwrap_or(&[]);
+        result
+    }
+
+    fn strict_start_line(&mut self, line: &[u8], at: usize) -> Result<(), ParseError> {
         let span = |from: usize, len: usize| Span { at: (at + from) as u16, len: len as u16 };
         if line.get(..4).is_some_and(|head| head.eq_ignore_ascii_case(b"SIP/")) {
             let rest = match line {
@@ -225,11 +236,11 @@ impl<'a> Message<'a> {
         }
     }
 
-    fn line(&mut self, buf: &[u8], at: usize, end: usize) -> Result<(), ParseError> {
-        let line = buf.get(at..end).unwrap_or(&[]);
+    #[inline]
+    fn line(&mut self, line: &[u8], at: usize) -> Result<(), ParseError> {
         let (name_len, tail, name) = split_line(line)?;
         let value = lex::trim_start(tail);
-        let value_at = end - value.len();
+        let value_at = at + line.len() - value.len();
         let value = lex::trim_end(value);
         let index = self.count;
         let entry = self.entries.get_mut(index as usize).ok_or(ParseError::TooManyHeaders)?;
@@ -525,89 +536,4 @@ impl<'a> Iterator for Headers<'_, 'a> {
             }
         }
     }
-}
-
-/// Where the line at `at` ends, and where the next one begins.
-#[inline]
-fn line_end(buf: &[u8], at: usize) -> Result<(usize, usize), ParseError> {
-    let mut end = at;
-    loop {
-        end += control(buf.get(end..).unwrap_or(&[])).ok_or(ParseError::NoEndOfHeaders)?;
-        match (buf.get(end), buf.get(end + 1)) {
-            (Some(b'\r'), Some(b'\n')) => return Ok((end, end + 2)),
-            (Some(b'\n'), _) => return Ok((end, end + 1)),
-            (Some(b'\r'), None) => return Err(ParseError::NoEndOfHeaders),
-            (Some(b'\r'), _) => return Err(ParseError::BareCr),
-            _ => end += 1,
-        }
-    }
-}
-
-/// Where the first byte up to CR stands. Lines are 20 to 60 bytes: whole words in place beat a call that sets up
-/// vectors (a third of the instructions of memchr2), and CR, LF are all that is found in practice.
-#[inline(always)]
-fn control(bytes: &[u8]) -> Option<usize> {
-    let words = bytes.chunks_exact(8);
-    let tail = words.remainder();
-    for (index, word) in words.enumerate() {
-        let word = u64::from_le_bytes(word.try_into().unwrap_or([0; 8]));
-        // The high bit of every byte below 14, exact up to the first such byte.
-        let low = word.wrapping_sub(ONES * 14) & !word & (ONES << 7);
-        if low != 0 {
-            return Some(index * 8 + low.trailing_zeros() as usize / 8);
-        }
-    }
-    tail.iter().position(|&byte| byte < 14).map(|at| bytes.len() - tail.len() + at)
-}
-
-const ONES: u64 = 0x0101_0101_0101_0101;
-
-/// The length of the name, what follows the colon, and the header that the name stands for.
-#[inline]
-fn split_line(line: &[u8]) -> Result<(usize, &[u8], HeaderName), ParseError> {
-    if let Some(colon) = first_colon(line) {
-        let (name, tail) = line.split_at(colon);
-        let known = HeaderName::recognise(name);
-        // What is recognised is a token; anything else is looked at byte by byte.
-        if known != HeaderName::Other {
-            return Ok((colon, tail.get(1..).unwrap_or(&[]), known));
-        }
-    }
-    let name_len = lex::span(line, class::TOKEN);
-    let (name, tail) = line.split_at(name_len);
-    match lex::trim_start(tail) {
-        [b':', tail @ ..] if name_len > 0 => Ok((name_len, tail, HeaderName::recognise(name))),
-        _ => Err(ParseError::BadHeaderLine),
-    }
-}
-
-/// Where the first colon stands, looked for in whole words in the first 24 bytes: no known name is longer.
-#[inline(always)]
-fn first_colon(line: &[u8]) -> Option<usize> {
-    let mut at = 0;
-    while let Some(part) = line.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
-        // A byte of `diff` is zero where the colon is; the lowest bit set below marks the first zero byte exactly.
-        let diff = u64::from_le_bytes(*part) ^ (ONES * b':' as u64);
-        let zero = diff.wrapping_sub(ONES) & !diff & (ONES << 7);
-        if zero != 0 {
-            return Some(at + zero.trailing_zeros() as usize / 8);
-        }
-        at += 8;
-        if at == 24 {
-            return None;
-        }
-    }
-    line.get(at..)?.iter().position(|&byte| byte == b':').map(|tail| at + tail)
-}
-
-/// `number LWS method` (RFC 3261 section 20.16: the number is below 2^31).
-fn cseq(value: &[u8]) -> Result<(u32, &[u8]), ParseError> {
-    let digits = value.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(value.len());
-    let (number, rest) = value.split_at(digits);
-    let number = lex::number32(number).filter(|&number| number < 1 << 31).ok_or(ParseError::BadCSeq)?;
-    let method = lex::trim_start(rest);
-    if method.len() == rest.len() || !lex::is_token(method) {
-        return Err(ParseError::BadCSeq);
-    }
-    Ok((number, method))
 }

@@ -27,9 +27,23 @@
 //! }
 //! ```
 //!
+//! Digest, for a request with an Authorization header:
+//! ```text
+//! let sent = Credentials::parse(value)?;                          // OtherScheme: as if none; Malformed: 400; Unsupported: 401
+//! let state = nonces.check(sent.nonce, now, max_age, realm);      // NonceKey: signed and timed, no memory
+//! if sent.verify(&ha1, request.method().as_bytes()) {             // ha1: Hash::from_hex(..) of the stored one, or Hash::ha1(..)
+//!     match (state, sent.auth) {
+//!         (NonceState::Fresh(id), Some(auth)) if counter.take(id, auth.nc) => accepted,
+//!         (NonceState::Fresh(_), None) => accepted if the legacy form is allowed,
+//!         _ => 401 with stale=true,
+//!     }
+//! }                                                               // else 401 (403 by policy)
+//! response.line(HeaderName::WwwAuthenticate, |out| put_challenge(out, realm, nonce.as_bytes(), algorithm, stale));
+//! ```
+//!
 //! | file | holds |
 //! |---|---|
-//! | `message` | [`Message`]: start line, index of headers, what a message must have |
+//! | `message`, `lines` | [`Message`]: start line, index of headers, what a message must have; the loop over lines |
 //! | `header` | [`HeaderName`], [`Method`] |
 //! | `lex` | tokens, quoted strings, parameters, comma lists, numbers |
 //! | `via` | [`Via`], where an answer goes |
@@ -48,6 +62,7 @@ mod error;
 pub mod hash;
 mod header;
 pub mod lex;
+mod lines;
 mod message;
 pub mod nonce;
 pub mod response;

@@ -36,18 +36,20 @@ impl<'a> Uri<'a> {
         let (name, rest) = (raw.get(..colon).unwrap_or(&[]), raw.get(colon + 1..).unwrap_or(&[]));
         let scheme = scheme(name)?;
         let mut uri = Uri { raw, scheme, user: None, password: None, host: b"", port: None, params: b"", headers: b"" };
-        if rest.is_empty() || lex::span(rest, class::URI) != rest.len() {
-            return Err(ParseError::BadUri);
-        }
         if !matches!(scheme, Scheme::Sip | Scheme::Sips) {
-            return Ok(uri);
+            let sound = !rest.is_empty() && lex::span(rest, class::URI) == rest.len();
+            return if sound { Ok(uri) } else { Err(ParseError::BadUri) };
         }
         let mut rest = rest;
         // `@` is reserved everywhere else in the URI, so the first one ends the user part, whatever stands before it.
-        if let Some(at) = memchr::memchr(b'@', rest) {
-            let (user, tail) = (rest.get(..at).unwrap_or(&[]), rest.get(at + 1..).unwrap_or(&[]));
+        let user_len = rest.iter().position(|&byte| byte == b'@' || !lex::is(byte, class::URI));
+        if let Some(at) = user_len {
+            let (user, tail) = match (rest.get(..at), rest.get(at..)) {
+                (Some(user), Some([b'@', tail @ ..])) => (user, tail),
+                _ => return Err(ParseError::BadUri),
+            };
             rest = tail;
-            match memchr::memchr(b':', user) {
+            match user.iter().position(|&byte| byte == b':') {
                 Some(colon) => {
                     uri.user = user.get(..colon);
                     uri.password = user.get(colon + 1..);
@@ -75,12 +77,12 @@ impl<'a> Uri<'a> {
             rest = tail;
         }
         if let [b';', tail @ ..] = rest {
-            let len = memchr::memchr(b'?', tail).unwrap_or(tail.len());
+            let len = tail.iter().position(|&byte| byte == b'?' || !lex::is(byte, class::URI)).unwrap_or(tail.len());
             (uri.params, rest) = tail.split_at(len);
         }
         match rest {
             [] => Ok(uri),
-            [b'?', headers @ ..] => {
+            [b'?', headers @ ..] if lex::span(headers, class::URI) == headers.len() => {
                 uri.headers = headers;
                 Ok(uri)
             }
@@ -229,8 +231,11 @@ fn is_reserved(byte: u8) -> bool {
 }
 
 fn same_text(a: &[u8], b: &[u8], case: bool) -> bool {
-    if a == b {
+    if a == b || (!case && a.eq_ignore_ascii_case(b)) {
         return true;
+    }
+    if !a.contains(&b'%') && !b.contains(&b'%') {
+        return false;
     }
     let fold = move |(byte, escaped): (u8, bool)| {
         let byte = if case { byte } else { byte.to_ascii_lowercase() };

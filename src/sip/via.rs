@@ -112,7 +112,8 @@ impl<'a> Via<'a> {
     /// `maddr` is left unheeded on purpose: it would let one packet send our answer to an address of its choice.
     pub fn reply_to(&self, source: SocketAddr) -> SocketAddr {
         match self.rport {
-            Rport::Absent => {
+            // Nobody listens on port 0.
+            Rport::Absent if self.port != Some(0) => {
                 let mut to = source;
                 to.set_port(self.port_or_default());
                 to
@@ -127,7 +128,6 @@ impl<'a> Via<'a> {
             [b'[', inner @ .., b']'] => inner,
             host => host,
         };
-        // A host name never begins with a digit or holds a colon, and looking saves the parser's time.
         let text = std::str::from_utf8(host).ok();
         text.and_then(|text| text.parse::<IpAddr>().ok()).is_some_and(|host| host.to_canonical() == ip.to_canonical())
     }
@@ -195,6 +195,7 @@ mod tests {
         let default = Via::parse(b"SIP/2.0/UDP pc33;branch=z9hG4bK1;maddr=224.2.0.1").unwrap();
         assert!(!default.is_from(source.ip()));
         assert_eq!(default.reply_to(source), "192.0.2.7:5060".parse().unwrap());
+        assert_eq!(Via::parse(b"SIP/2.0/UDP pc33:0").unwrap().reply_to(source), source);
         let rport = Via::parse(b"SIP/2.0/UDP pc33;branch=z9hG4bK1;rport").unwrap();
         assert_eq!(rport.reply_to(source), source);
     }
