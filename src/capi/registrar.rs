@@ -92,7 +92,8 @@ pub unsafe extern "C" fn partyline_registrar_open(registrar: *mut partyline_regi
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn partyline_registrar_flush(registrar: *mut partyline_registrar, timeout_ms: u32) -> c_int {
     entry("partyline_registrar_flush", || {
-        let left = REGISTRARS.get(registrar as usize)?.opened()?.flush(Duration::from_millis(timeout_ms.into()));
+        let registrar = REGISTRARS.get(registrar as usize)?.opened()?;
+        let left = engine::flush(&registrar, Duration::from_millis(timeout_ms.into()));
         Ok(c_int::try_from(left).unwrap_or(c_int::MAX))
     })
 }

@@ -185,7 +185,6 @@ pub fn lookup(registrar: &Bindings, aor: &str) -> Result<Vec<Found>, Error> {
 /// Waits until everything is written, at most `limit`; how many addresses-of-record are still to be written.
 pub fn flush(registrar: &Bindings, limit: Duration) -> usize {
     let deadline = Instant::now() + limit;
-    registrar.flush();
     loop {
         let left = registrar.unwritten();
         if left == 0 || Instant::now() >= deadline {
@@ -355,7 +354,7 @@ impl Exchange<'_> {
             self.send_held(&bytes);
             self.engine.count.answered.inc();
         }
-        self.engine.kick_later(registrar);
+        registrar.kick();
     }
 
     fn await_load(&mut self, taken: bool) -> Result<Verdict, Error> {

@@ -40,7 +40,8 @@ use crate::sched::{
     Cancel, Clockwork, GroupId, Groups, Options as PoolOptions, Pool, Source, Task, TimerCall, TimerId, Why,
 };
 
-pub use bindings::{Bindings, Found, Held, RegistrarOptions, lookup, open_registrar, set_registrar_option};
+pub use bindings::{Bindings, Found, Held, RegistrarOptions, flush, lookup, open_registrar};
+pub use config::set_registrar_option;
 pub use config::Config;
 pub use exchange::{Exchange, Ticket, UriOf, UriParts};
 pub use plugin::{Handler, Methods, Phase, Plugin, Policy, Verdict};

@@ -17,6 +17,8 @@
 //! that calls [`Registrar::open`].
 #![deny(unsafe_code)]
 
+mod auth_stub;
+pub use auth_stub::Auth;
 mod cache;
 mod loader;
 mod options;
@@ -36,6 +38,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use crate::observe::{Counter, Histogram, Text};
+use crate::sip::AorKey;
 use cache::{Cache, Policy, Shard, Spot};
 use loader::{Gate, Loader, Waiter, What};
 use rules::Step;
@@ -444,6 +447,20 @@ impl<W: Send + 'static> Registrar<W> {
     /// Bindings that are alive, by the cache. Locks each shard for a moment.
     pub fn bindings(&self) -> usize {
         self.shared.cache.levels().bindings
+    }
+
+    /// What is not in the database yet: addresses-of-record with changes, and changes on their way.
+    pub fn unwritten(&self) -> usize {
+        if self.shared.options.mode == Mode::Memory {
+            return 0;
+        }
+        let queued: usize = self.shared.partitions.iter().map(|p| p.depth()).sum();
+        self.shared.cache.levels().dirty + queued
+    }
+
+    /// The key under which an address-of-record stands in the cache: without its domain where the options say so.
+    pub fn key(&self, aor: &AorKey) -> AorKey {
+        request::key(*aor, self.shared.options.use_domain).unwrap_or(*aor)
     }
 
     pub fn counters(&self) -> &Counters {

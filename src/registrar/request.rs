@@ -3,7 +3,7 @@
 use super::rules::Rejection;
 use super::store::{Aor, Column, Key, NO_METHODS, NO_Q, Row, too_long};
 use crate::sip::uri::{Scheme, Uri};
-use crate::sip::{self, AorKey, HeaderName, Message};
+use crate::sip::{self, AorKey, HeaderName, Message, ParseError};
 
 /// More contacts than these in one request are refused (400) before anything else is looked at.
 pub const MAX_REQUEST_CONTACTS: usize = 32;
@@ -128,6 +128,14 @@ impl<'a> RegisterRequest<'a> {
     }
 }
 
+/// The key without its domain, unless that belongs to it.
+pub(crate) fn key(aor: AorKey, use_domain: bool) -> Result<AorKey, ParseError> {
+    if use_domain || aor.user().is_empty() {
+        return Ok(aor);
+    }
+    AorKey::from_bytes(&aor.as_bytes()[..=aor.user().len()])
+}
+
 /// How many contacts are read without an allocation.
 const INLINE: usize = 4;
 
@@ -152,11 +160,7 @@ impl<'a> Registration<'a> {
     /// `use_domain` its domain is left out of the key.
     pub fn read(message: &Message<'a>, use_domain: bool) -> Result<Registration<'a>, Rejection> {
         let to = message.to().and_then(|to| to.parsed_uri()).map_err(Rejection::BadRequest)?;
-        let mut aor = AorKey::new(&to).map_err(Rejection::BadRequest)?;
-        if !use_domain && !aor.user().is_empty() {
-            let with_at = aor.user().len() + 1;
-            aor = AorKey::from_bytes(&aor.as_bytes()[..with_at]).map_err(Rejection::BadRequest)?;
-        }
+        let aor = AorKey::new(&to).and_then(|aor| key(aor, use_domain)).map_err(Rejection::BadRequest)?;
         let mut read = Registration {
             aor,
             call_id: message.call_id(),
