@@ -9,7 +9,7 @@
 //! ```
 //! - `Serial`: one strand. `Keyed`: one per key (a hash of the Call-ID, of the address-of-record); keys that collide in
 //!   all 64 bits share a strand, which costs time and is never wrong. `Parallel`: as many calls as the cap allows.
-//! - Jobs of a strand begin in the order in which they were admitted; with a limit of one they also end in that order.
+//! - Jobs of a strand (and lane) begin in the order in which they were admitted; with a limit of one they also end in that order.
 //! - Bounded per strand and in all; beyond, the job comes back ([`Admit::Full`]).
 //! - A permit that is dropped instead of asked (a panic) hands its strand on: the next job goes to `resume`.
 //! - While held ([`StrandSet::hold`]) nothing is admitted to run and what runs comes to its end: for exchanging the code.
@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 
+use super::crew::Lane;
 use super::sync::{AtomicUsize, Condvar, Mutex, Ordering, own_number, wait};
 use crate::observe::{Histogram, Text};
 
@@ -80,11 +81,22 @@ struct Node<J> {
     next: u32,
 }
 
+#[derive(Clone, Copy)]
+struct List {
+    first: u32,
+    last: u32,
+}
+
+/// What waits on a strand, and how many of it run.
 struct Strand {
     running: u32,
     queued: u32,
-    first: u32,
-    last: u32,
+    /// `High` and `Normal`.
+    lanes: [List; 2],
+}
+
+impl Strand {
+    const NEW: Strand = Strand { running: 0, queued: 0, lanes: [List { first: NIL, last: NIL }; 2] };
 }
 
 /// Keys are hashes already.
@@ -185,6 +197,12 @@ impl<J: Send + 'static> StrandSet<J> {
 
     /// Admits a job to its strand. The key counts for `Keyed` only.
     pub fn admit(self: &Arc<Self>, key: u64, job: J) -> Admit<J> {
+        self.admit_in(Lane::Normal, key, job)
+    }
+
+    /// The same; on a strand that is busy every `High` job begins before any `Normal` one that waits. For overload, and
+    /// only where the two do not belong together: a BYE must not pass its INVITE.
+    pub fn admit_in(self: &Arc<Self>, lane: Lane, key: u64, job: J) -> Admit<J> {
         let (key, at) = match self.policy {
             // The top bits choose the shard; the map uses all of them, mixed.
             Policy::Keyed => (key, (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize % self.shards.len()),
@@ -193,7 +211,7 @@ impl<J: Send + 'static> StrandSet<J> {
         };
         let mut shard = self.shards[at].0.lock();
         let held = shard.held;
-        let strand = shard.strands.entry(key).or_insert(Strand { running: 0, queued: 0, first: NIL, last: NIL });
+        let strand = shard.strands.entry(key).or_insert(Strand::NEW);
         // Behind what waits, even if the limit would allow it: order of arrival.
         if !held && strand.running < self.limit && strand.queued == 0 {
             strand.running += 1;
@@ -215,7 +233,7 @@ impl<J: Send + 'static> StrandSet<J> {
             self.full.fetch_add(1, Relaxed);
             return Admit::Full(job);
         }
-        shard.push(key, job);
+        shard.push(key, lane, job);
         drop(shard);
         self.admitted.fetch_add(1, Relaxed);
         Admit::Queued
@@ -423,7 +441,7 @@ impl<J: Send + 'static> Drop for Permit<J> {
 }
 
 impl<J> Shard<J> {
-    fn push(&mut self, key: u64, job: J) {
+    fn push(&mut self, key: u64, lane: Lane, job: J) {
         let node = Node { job: Some(job), since: Instant::now(), next: NIL };
         let index = match self.unused {
             NIL => {
@@ -437,11 +455,12 @@ impl<J> Shard<J> {
             }
         };
         let strand = self.strands.get_mut(&key).expect("entered by the caller");
-        match strand.last {
-            NIL => strand.first = index,
+        let list = &mut strand.lanes[lane as usize];
+        match list.last {
+            NIL => list.first = index,
             last => self.nodes[last as usize].next = index,
         }
-        strand.last = index;
+        list.last = index;
         strand.queued += 1;
     }
 
@@ -459,15 +478,13 @@ impl<J> Shard<J> {
 }
 
 fn pop<J>(strand: &mut Strand, nodes: &mut [Node<J>], unused: &mut u32) -> Option<(J, Instant)> {
-    let index = strand.first;
-    if index == NIL {
-        return None;
-    }
+    let list = strand.lanes.iter_mut().find(|list| list.first != NIL)?;
+    let index = list.first;
     let node = &mut nodes[index as usize];
     let taken = node.job.take().map(|job| (job, node.since));
-    strand.first = node.next;
-    if strand.first == NIL {
-        strand.last = NIL;
+    list.first = node.next;
+    if list.first == NIL {
+        list.last = NIL;
     }
     strand.queued -= 1;
     node.next = *unused;
