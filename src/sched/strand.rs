@@ -4,7 +4,7 @@
 //! strand and the caller goes on. Whoever finishes a job asks the permit for the next one and runs that.
 //!
 //! ```text
-//!   shard (by key) ─ lock ─┬─ strands: key ─▶ { running, first, last, queued }     only strands in use have an entry
+//!   shard (by key) ─ lock ─┬─ strands: key ─▶ { running, queued, lanes }     of the keyed, only those in use have an entry
 //!                          └─ nodes:   slab of queued jobs, linked by index        no allocation in steady state
 //! ```
 //! - `Serial`: one strand. `Keyed`: one per key (a hash of the Call-ID, of the address-of-record); keys that collide in
@@ -20,6 +20,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
 use super::crew::Lane;
 use super::sync::{AtomicUsize, Condvar, Mutex, Ordering, own_number, wait};
@@ -123,6 +124,8 @@ struct Shard<J> {
     nodes: Vec<Node<J>>,
     unused: u32,
     running: usize,
+    /// Counted here and not in one place for all: that line would go from processor to processor with every job.
+    admitted: u64,
     held: bool,
 }
 
@@ -140,7 +143,6 @@ pub struct StrandSet<J: Send + 'static> {
     /// While held, tells the holder that a shard has run empty.
     idle: Condvar,
     resume: Resume<J>,
-    admitted: Count,
     full: Count,
     yields: Count,
     wait: Histogram,
@@ -176,6 +178,7 @@ impl<J: Send + 'static> StrandSet<J> {
                 nodes: Vec::new(),
                 unused: NIL,
                 running: 0,
+                admitted: 0,
                 held: false,
             }))
         };
@@ -187,7 +190,6 @@ impl<J: Send + 'static> StrandSet<J> {
             queued: AtomicUsize::new(0),
             idle: Condvar::new(),
             resume,
-            admitted: Count::new(0),
             full: Count::new(0),
             yields: Count::new(0),
             wait: Histogram::new(),
@@ -216,8 +218,8 @@ impl<J: Send + 'static> StrandSet<J> {
         if !held && strand.running < self.limit && strand.queued == 0 {
             strand.running += 1;
             shard.running += 1;
+            shard.admitted += 1;
             drop(shard);
-            self.admitted.fetch_add(1, Relaxed);
             return Admit::Run(job, self.permit(key, at as u32, Instant::now()));
         }
         let room = (strand.queued as usize) < self.bounds.per_strand
@@ -226,7 +228,7 @@ impl<J: Send + 'static> StrandSet<J> {
             if (strand.queued as usize) < self.bounds.per_strand {
                 self.queued.fetch_sub(1, Ordering::Relaxed);
             }
-            if strand.running == 0 && strand.queued == 0 {
+            if self.policy == Policy::Keyed && strand.running == 0 && strand.queued == 0 {
                 shard.strands.remove(&key);
             }
             drop(shard);
@@ -234,8 +236,7 @@ impl<J: Send + 'static> StrandSet<J> {
             return Admit::Full(job);
         }
         shard.push(key, lane, job);
-        drop(shard);
-        self.admitted.fetch_add(1, Relaxed);
+        shard.admitted += 1;
         Admit::Queued
     }
 
@@ -302,7 +303,7 @@ impl<J: Send + 'static> StrandSet<J> {
                     left.push(job);
                 }
             }
-            shard.strands.retain(|_, strand| strand.running > 0);
+            shard.strands.retain(|_, strand| strand.running > 0 || self.policy != Policy::Keyed);
         }
         self.queued.fetch_sub(left.len(), Ordering::Relaxed);
         left
@@ -318,13 +319,20 @@ impl<J: Send + 'static> StrandSet<J> {
         self.queued.load(Ordering::Relaxed)
     }
 
-    /// Strands that have an entry: those with a job.
+    /// Strands in use: those with a job.
     pub fn strands(&self) -> usize {
-        self.shards.iter().map(|s| s.0.lock().strands.len()).sum()
+        let used = |shard: &Padded<J>| {
+            let shard = shard.0.lock();
+            match self.policy {
+                Policy::Keyed => shard.strands.len(),
+                _ => shard.strands.values().filter(|s| s.running > 0 || s.queued > 0).count(),
+            }
+        };
+        self.shards.iter().map(used).sum()
     }
 
     pub fn admitted(&self) -> u64 {
-        self.admitted.load(Relaxed)
+        self.shards.iter().map(|s| s.0.lock().admitted).sum()
     }
 
     pub fn refused(&self) -> u64 {
@@ -402,24 +410,31 @@ impl<J: Send + 'static> Permit<J> {
     /// Ends one job and begins the next, in one step under the lock: nobody gets between.
     fn step(&mut self) -> Option<(J, Instant)> {
         let set = &self.set;
-        let mut shard = set.shards[self.shard as usize].0.lock();
-        shard.running -= 1;
-        let strand = shard.strands.get_mut(&self.key).expect("a strand that runs has an entry");
-        strand.running -= 1;
-        if !shard.held {
-            if let Some(next) = shard.begin(self.key, set.limit) {
-                drop(shard);
-                set.queued.fetch_sub(1, Ordering::Relaxed);
-                return Some(next);
-            }
+        let mut guard = set.shards[self.shard as usize].0.lock();
+        let shard = &mut *guard;
+        let Entry::Occupied(mut entry) = shard.strands.entry(self.key) else {
+            unreachable!("a strand that runs has an entry");
+        };
+        let strand = entry.get_mut();
+        let next = if shard.held || strand.running > set.limit {
+            None
+        } else {
+            pop(strand, &mut shard.nodes, &mut shard.unused)
+        };
+        if next.is_some() {
+            drop(guard);
+            set.queued.fetch_sub(1, Ordering::Relaxed);
+            return next;
         }
         self.live = false;
+        strand.running -= 1;
+        shard.running -= 1;
         // Only strands in use have an entry; while held, one that has jobs waiting is in use.
-        if shard.strands.get(&self.key).is_some_and(|s| s.running == 0 && s.queued == 0) {
-            shard.strands.remove(&self.key);
+        if set.policy == Policy::Keyed && strand.running == 0 && strand.queued == 0 {
+            entry.remove();
         }
         if shard.held && shard.running == 0 {
-            drop(shard);
+            drop(guard);
             set.idle.notify_all();
         }
         None
