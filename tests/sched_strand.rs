@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use partyline::sched::{Admit, Bounds, Next, Permit, Pool, StrandPolicy as Policy, StrandSet, Task};
+use partyline::sched::{Admit, Bounds, Lane, Next, Permit, Policy, Pool, StrandSet, Task};
 use sched_support::{HUNG, options, until};
 
 type Job = (u64, usize);
@@ -296,4 +296,17 @@ fn a_stop_takes_out_what_waits() {
     assert_eq!(set.drain(), [(1, 1), (1, 2)]);
     assert_eq!(next(&mut a), None);
     assert_eq!((set.running(), set.queued(), set.strands()), (0, 0, 0));
+}
+
+#[test]
+fn urgent_jobs_of_a_busy_strand_begin_before_the_others() {
+    let set = set(Policy::Serial);
+    let mut permit = run(&set, 0, 0);
+    for (lane, n) in [(Lane::Normal, 3), (Lane::High, 1), (Lane::Normal, 4), (Lane::High, 2)] {
+        assert!(matches!(set.admit_in(lane, 0, (0, n)), Admit::Queued));
+    }
+    for n in 1..=4 {
+        assert_eq!(next(&mut permit), Some(n));
+    }
+    assert_eq!(next(&mut permit), None);
 }

@@ -25,7 +25,7 @@ use super::exchange::{Exchange, Kept, Origin, Out};
 use super::plugin::{Chain, Link, Plugin, Policy, Verdict};
 use crate::net::{Datagram, Event, Reactor, Ready, RecvBatch, SendBatch, UdpListener};
 use crate::observe::{Counter, Histogram, Text};
-use crate::sched::{Admit, Bounds, Leader, Next, Permit, Pool, Source, StrandPolicy, StrandSet, Task};
+use crate::sched::{Admit, Bounds, Leader, Next, Permit, Policy as StrandPolicy, Pool, Source, StrandSet, Task};
 use crate::sip::{KeyHasher, Message, Method, ParseError, Tags};
 
 /// A plugin call that takes longer is taken for one that blocks.

@@ -10,16 +10,20 @@
 
 pub mod crew;
 mod group;
+mod overload;
 mod pool;
 mod strand;
 mod sync;
 mod task;
 pub mod timers;
+mod watchdog;
 pub mod wheel;
 
 pub use crew::{Figures, Lane};
 pub use group::{Clockwork, GroupId, Groups, Refused, TimerCall, Why};
+pub use overload::{Class, Overload, Verdict, Watermarks};
 pub use pool::{Clock, Leader, LeftOver, Options, Pool, Source};
-pub use strand::{Admit, Bounds, Next, Permit, Policy as StrandPolicy, StrandSet};
+pub use strand::{Admit, Bounds, Next, Permit, Policy, StrandSet};
 pub use task::{Run, Task};
 pub use timers::{Cancel, TimerId, Timers};
+pub use watchdog::{Overdue, Watch, Watchdog, Watched};

@@ -4,12 +4,12 @@
 //! strand and the caller goes on. Whoever finishes a job asks the permit for the next one and runs that.
 //!
 //! ```text
-//!   shard (by key) ─ lock ─┬─ strands: key ─▶ { running, first, last, queued }     only strands in use have an entry
+//!   shard (by key) ─ lock ─┬─ strands: key ─▶ { running, queued, lanes }     of the keyed, only those in use have an entry
 //!                          └─ nodes:   slab of queued jobs, linked by index        no allocation in steady state
 //! ```
 //! - `Serial`: one strand. `Keyed`: one per key (a hash of the Call-ID, of the address-of-record); keys that collide in
 //!   all 64 bits share a strand, which costs time and is never wrong. `Parallel`: as many calls as the cap allows.
-//! - Jobs of a strand begin in the order in which they were admitted; with a limit of one they also end in that order.
+//! - Jobs of a strand (and lane) begin in the order in which they were admitted; with a limit of one they also end in that order.
 //! - Bounded per strand and in all; beyond, the job comes back ([`Admit::Full`]).
 //! - A permit that is dropped instead of asked (a panic) hands its strand on: the next job goes to `resume`.
 //! - While held ([`StrandSet::hold`]) nothing is admitted to run and what runs comes to its end: for exchanging the code.
@@ -20,7 +20,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
+use super::crew::Lane;
 use super::sync::{AtomicUsize, Condvar, Mutex, Ordering, own_number, wait};
 use crate::observe::{Histogram, Text};
 
@@ -80,11 +82,22 @@ struct Node<J> {
     next: u32,
 }
 
+#[derive(Clone, Copy)]
+struct List {
+    first: u32,
+    last: u32,
+}
+
+/// What waits on a strand, and how many of it run.
 struct Strand {
     running: u32,
     queued: u32,
-    first: u32,
-    last: u32,
+    /// `High` and `Normal`.
+    lanes: [List; 2],
+}
+
+impl Strand {
+    const NEW: Strand = Strand { running: 0, queued: 0, lanes: [List { first: NIL, last: NIL }; 2] };
 }
 
 /// Keys are hashes already.
@@ -111,6 +124,8 @@ struct Shard<J> {
     nodes: Vec<Node<J>>,
     unused: u32,
     running: usize,
+    /// Counted here and not in one place for all: that line would go from processor to processor with every job.
+    admitted: u64,
     held: bool,
 }
 
@@ -128,7 +143,6 @@ pub struct StrandSet<J: Send + 'static> {
     /// While held, tells the holder that a shard has run empty.
     idle: Condvar,
     resume: Resume<J>,
-    admitted: Count,
     full: Count,
     yields: Count,
     wait: Histogram,
@@ -164,6 +178,7 @@ impl<J: Send + 'static> StrandSet<J> {
                 nodes: Vec::new(),
                 unused: NIL,
                 running: 0,
+                admitted: 0,
                 held: false,
             }))
         };
@@ -175,7 +190,6 @@ impl<J: Send + 'static> StrandSet<J> {
             queued: AtomicUsize::new(0),
             idle: Condvar::new(),
             resume,
-            admitted: Count::new(0),
             full: Count::new(0),
             yields: Count::new(0),
             wait: Histogram::new(),
@@ -201,29 +215,35 @@ impl<J: Send + 'static> StrandSet<J> {
         if shard.held {
             return None;
         }
-        let strand = shard.strands.entry(key).or_insert(Strand { running: 0, queued: 0, first: NIL, last: NIL });
+        let strand = shard.strands.entry(key).or_insert(Strand::NEW);
         if strand.running >= self.limit || strand.queued != 0 {
             return None;
         }
         strand.running += 1;
         shard.running += 1;
+        shard.admitted += 1;
         drop(shard);
-        self.admitted.fetch_add(1, Relaxed);
         Some(self.permit(key, at as u32, Instant::now()))
     }
 
     /// Admits a job to its strand. The key counts for `Keyed` only.
     pub fn admit(self: &Arc<Self>, key: u64, job: J) -> Admit<J> {
+        self.admit_in(Lane::Normal, key, job)
+    }
+
+    /// The same; on a strand that is busy every `High` job begins before any `Normal` one that waits. For overload, and
+    /// only where the two do not belong together: a BYE must not pass its INVITE.
+    pub fn admit_in(self: &Arc<Self>, lane: Lane, key: u64, job: J) -> Admit<J> {
         let (key, at) = self.place(key);
         let mut shard = self.shards[at].0.lock();
         let held = shard.held;
-        let strand = shard.strands.entry(key).or_insert(Strand { running: 0, queued: 0, first: NIL, last: NIL });
+        let strand = shard.strands.entry(key).or_insert(Strand::NEW);
         // Behind what waits, even if the limit would allow it: order of arrival.
         if !held && strand.running < self.limit && strand.queued == 0 {
             strand.running += 1;
             shard.running += 1;
+            shard.admitted += 1;
             drop(shard);
-            self.admitted.fetch_add(1, Relaxed);
             return Admit::Run(job, self.permit(key, at as u32, Instant::now()));
         }
         let room = (strand.queued as usize) < self.bounds.per_strand
@@ -232,16 +252,15 @@ impl<J: Send + 'static> StrandSet<J> {
             if (strand.queued as usize) < self.bounds.per_strand {
                 self.queued.fetch_sub(1, Ordering::Relaxed);
             }
-            if strand.running == 0 && strand.queued == 0 {
+            if self.policy == Policy::Keyed && strand.running == 0 && strand.queued == 0 {
                 shard.strands.remove(&key);
             }
             drop(shard);
             self.full.fetch_add(1, Relaxed);
             return Admit::Full(job);
         }
-        shard.push(key, job);
-        drop(shard);
-        self.admitted.fetch_add(1, Relaxed);
+        shard.push(key, lane, job);
+        shard.admitted += 1;
         Admit::Queued
     }
 
@@ -308,7 +327,7 @@ impl<J: Send + 'static> StrandSet<J> {
                     left.push(job);
                 }
             }
-            shard.strands.retain(|_, strand| strand.running > 0);
+            shard.strands.retain(|_, strand| strand.running > 0 || self.policy != Policy::Keyed);
         }
         self.queued.fetch_sub(left.len(), Ordering::Relaxed);
         left
@@ -324,13 +343,20 @@ impl<J: Send + 'static> StrandSet<J> {
         self.queued.load(Ordering::Relaxed)
     }
 
-    /// Strands that have an entry: those with a job.
+    /// Strands in use: those with a job.
     pub fn strands(&self) -> usize {
-        self.shards.iter().map(|s| s.0.lock().strands.len()).sum()
+        let used = |shard: &Padded<J>| {
+            let shard = shard.0.lock();
+            match self.policy {
+                Policy::Keyed => shard.strands.len(),
+                _ => shard.strands.values().filter(|s| s.running > 0 || s.queued > 0).count(),
+            }
+        };
+        self.shards.iter().map(used).sum()
     }
 
     pub fn admitted(&self) -> u64 {
-        self.admitted.load(Relaxed)
+        self.shards.iter().map(|s| s.0.lock().admitted).sum()
     }
 
     pub fn refused(&self) -> u64 {
@@ -408,24 +434,31 @@ impl<J: Send + 'static> Permit<J> {
     /// Ends one job and begins the next, in one step under the lock: nobody gets between.
     fn step(&mut self) -> Option<(J, Instant)> {
         let set = &self.set;
-        let mut shard = set.shards[self.shard as usize].0.lock();
-        shard.running -= 1;
-        let strand = shard.strands.get_mut(&self.key).expect("a strand that runs has an entry");
-        strand.running -= 1;
-        if !shard.held {
-            if let Some(next) = shard.begin(self.key, set.limit) {
-                drop(shard);
-                set.queued.fetch_sub(1, Ordering::Relaxed);
-                return Some(next);
-            }
+        let mut guard = set.shards[self.shard as usize].0.lock();
+        let shard = &mut *guard;
+        let Entry::Occupied(mut entry) = shard.strands.entry(self.key) else {
+            unreachable!("a strand that runs has an entry");
+        };
+        let strand = entry.get_mut();
+        let next = if shard.held || strand.running > set.limit {
+            None
+        } else {
+            pop(strand, &mut shard.nodes, &mut shard.unused)
+        };
+        if next.is_some() {
+            drop(guard);
+            set.queued.fetch_sub(1, Ordering::Relaxed);
+            return next;
         }
         self.live = false;
+        strand.running -= 1;
+        shard.running -= 1;
         // Only strands in use have an entry; while held, one that has jobs waiting is in use.
-        if shard.strands.get(&self.key).is_some_and(|s| s.running == 0 && s.queued == 0) {
-            shard.strands.remove(&self.key);
+        if set.policy == Policy::Keyed && strand.running == 0 && strand.queued == 0 {
+            entry.remove();
         }
         if shard.held && shard.running == 0 {
-            drop(shard);
+            drop(guard);
             set.idle.notify_all();
         }
         None
@@ -447,7 +480,7 @@ impl<J: Send + 'static> Drop for Permit<J> {
 }
 
 impl<J> Shard<J> {
-    fn push(&mut self, key: u64, job: J) {
+    fn push(&mut self, key: u64, lane: Lane, job: J) {
         let node = Node { job: Some(job), since: Instant::now(), next: NIL };
         let index = match self.unused {
             NIL => {
@@ -461,11 +494,12 @@ impl<J> Shard<J> {
             }
         };
         let strand = self.strands.get_mut(&key).expect("entered by the caller");
-        match strand.last {
-            NIL => strand.first = index,
+        let list = &mut strand.lanes[lane as usize];
+        match list.last {
+            NIL => list.first = index,
             last => self.nodes[last as usize].next = index,
         }
-        strand.last = index;
+        list.last = index;
         strand.queued += 1;
     }
 
@@ -483,15 +517,13 @@ impl<J> Shard<J> {
 }
 
 fn pop<J>(strand: &mut Strand, nodes: &mut [Node<J>], unused: &mut u32) -> Option<(J, Instant)> {
-    let index = strand.first;
-    if index == NIL {
-        return None;
-    }
+    let list = strand.lanes.iter_mut().find(|list| list.first != NIL)?;
+    let index = list.first;
     let node = &mut nodes[index as usize];
     let taken = node.job.take().map(|job| (job, node.since));
-    strand.first = node.next;
-    if strand.first == NIL {
-        strand.last = NIL;
+    list.first = node.next;
+    if list.first == NIL {
+        list.last = NIL;
     }
     strand.queued -= 1;
     node.next = *unused;
