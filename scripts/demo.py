@@ -192,6 +192,8 @@ class Demo:
         self.store = MySql(self.folder, options.mariadb_port) if options.db == "mysql" else Sqlite(self.folder)
 
     def close(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of them running
         self.generator.close()
         if self.server is not None:
             self.server.close()
