@@ -46,8 +46,29 @@ def orphan_guard():
 CHILD = {"start_new_session": True, "preexec_fn": orphan_guard}
 
 
+class Nothing:
+    """No store: users are made at their first REGISTER. For the comparison with partysip, which has no database either."""
+
+    def url(self):
+        return "none"
+
+    def fresh(self):
+        pass
+
+    def load(self, users):
+        pass
+
+    def bindings(self):
+        return None
+
+    def cpu(self):
+        return 0.0
+
+    def close(self):
+        pass
+
+
 class Sqlite:
-    name = "sqlite"
 
     def __init__(self, folder):
         self.path = os.path.join(folder, "demo.db")
@@ -80,7 +101,6 @@ class Sqlite:
 
 
 class MySql:
-    name = "mysql"
 
     def __init__(self, folder, port):
         self.folder, self.script = os.path.join(folder, "mariadb"), os.path.join(ROOT, "scripts/mariadb.sh")
@@ -118,6 +138,10 @@ class MySql:
 
     def close(self):
         subprocess.run([self.script, "stop", self.folder], start_new_session=True, check=False)
+
+
+def open_store(db, folder, mariadb_port):
+    return {"none": Nothing, "sqlite": lambda: Sqlite(folder), "mysql": lambda: MySql(folder, mariadb_port)}[db]()
 
 
 class Server:
@@ -189,7 +213,7 @@ class Demo:
         self.server = None
         self.generator = Generator(os.path.join(ROOT, "scripts/sipp/register.xml"), self.users_file, self.folder,
                                    options.port, options.sipp_port, CHILD)  # fmt: skip
-        self.store = MySql(self.folder, options.mariadb_port) if options.db == "mysql" else Sqlite(self.folder)
+        self.store = open_store(options.db, self.folder, options.mariadb_port)
 
     def close(self):
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -272,7 +296,7 @@ class Demo:
             # Every step begins with the first user again.
             expected = min(self.options.users, max(step["answered"] for step in steps))
             outcome["bindings"] = self.store.bindings()
-            if outcome["bindings"] < expected:
+            if outcome["bindings"] is not None and outcome["bindings"] < expected:
                 raise Trouble(f"row {row.label}: {expected} users were answered, {outcome['bindings']} stand in table location")
         return outcome
 
@@ -336,7 +360,7 @@ def table(outcomes, options):
         if held is None:
             lines.append((outcome["label"], "none held", "", "", "", "", "", ""))
             continue
-        database = "in server" if options.db == "sqlite" else f"{held['database_us']:.0f}"
+        database = f"{held['database_us']:.0f}" if options.db == "mysql" else "in server" if options.db == "sqlite" else "none"
         lines.append((outcome["label"], f"{held['rate']:.0f}", ms(held["p50_ms"]), ms(held["p99_ms"]), f"{held['server_us']:.0f}",
                       database, f"{held['peak_mb']:.0f}", limit_of(held)))  # fmt: skip
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
@@ -365,7 +389,7 @@ def figures(outcomes):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     target = os.path.join(ROOT, "target")
-    parser.add_argument("--db", choices=("sqlite", "mysql"), default=os.environ.get("DB", "sqlite"))
+    parser.add_argument("--db", choices=("sqlite", "mysql", "none"), default=os.environ.get("DB", "sqlite"))
     parser.add_argument("--server-legacy", default=os.path.join(target, "harness/server-legacy"))
     parser.add_argument("--server-partyline", default=os.path.join(target, "harness/server-partyline"))
     parser.add_argument("--preload", default=os.path.join(target, "lib/libpartyline.so"))
