@@ -272,11 +272,13 @@ class Demo:
         good, bad = self.search(row, step)
         best, holds = None, 0
         rate = good
-        while holds < HOLDS_PER_ROW:
+        while rate is not None and holds < HOLDS_PER_ROW:
             holds += 1
             held = step(rate, self.options.hold)
             if held["holds"]:
                 best = held
+                if held["short"]:
+                    held["rate"] = tidy(held["made"])
                 # Of the failures only the holds bound it from above: a step of 10 s that failed may have been cold.
                 if held["short"] or bad is None or bad <= rate * FINE_ENOUGH:
                     break
@@ -302,8 +304,8 @@ class Demo:
 
     def search(self, row, step):
         """Steps of 10 s: doubles until one fails, then halves the distance twice. Returns the highest that held and the lowest
-        that failed in these short steps."""
-        rate, good, bad = row.start, None, None
+        that failed in these short steps; None where there is none."""
+        rate, good, bad = min(row.start, self.options.ceiling), None, None
         while bad is None and rate <= self.options.ceiling:
             tried = step(rate, self.options.step)
             if not tried["holds"]:
@@ -314,9 +316,10 @@ class Demo:
                 good, rate = rate, rate * 2
         while good is None:
             rate = tidy(bad / 2)
-            if rate < 5:
-                raise Trouble(f"row {row.label}: not even {bad}/s hold for {self.options.step:g} s")
-            if step(rate, self.options.step)["holds"]:
+            if rate < 5 or tried["answered"] == 0:
+                return None, bad
+            tried = step(rate, self.options.step)
+            if tried["holds"]:
                 good = rate
             else:
                 bad = rate
