@@ -18,6 +18,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -240,9 +241,10 @@ class Demo:
         """One step: a server, a load, the measures. Returns a dictionary."""
         arguments = ["--port", str(self.options.port), "--store", self.store.url(), "--auth", "user", "--mode", row.mode]
         self.server = Server(row, arguments, self.folder)
-        if not loaded:
-            self.store.load(self.users)
         try:
+            if not loaded:
+                self.store.load(self.users)
+                self.refuses_strangers(row)
             server_cpu, database_cpu = self.server.cpu(), self.store.cpu()
             result = self.generator.run(rate, seconds, self.server.alive)
             measured = dict(vars(result))
@@ -260,6 +262,25 @@ class Demo:
             verdict += f"; the generator made only {result.made:.0f}/s"
         print(f"  {row.label}: {rate}/s for {seconds:g} s {verdict} (p50 {ms(result.p50_ms)}, p99 {ms(result.p99_ms)})", flush=True)
         return measured
+
+    def refuses_strangers(self, row):
+        """Rows are compared at the same work: each has to look the user up, so one that is not in subscriber gets 404."""
+        if self.options.db == "none":
+            return
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            stranger.bind(("127.0.0.1", 0))
+            stranger.settimeout(3)
+            port = stranger.getsockname()[1]
+            lines = [f"REGISTER sip:{DOMAIN} SIP/2.0", f"Via: SIP/2.0/UDP 127.0.0.1:{port};branch=z9hG4bKstranger;rport", "Max-Forwards: 70",
+                     f"From: <sip:stranger@{DOMAIN}>;tag=1", f"To: <sip:stranger@{DOMAIN}>", f"Call-ID: stranger@{port}", "CSeq: 1 REGISTER",
+                     f"Contact: <sip:stranger@127.0.0.1:{port}>", "Content-Length: 0", "", ""]  # fmt: skip
+            stranger.sendto("\r\n".join(lines).encode(), ("127.0.0.1", self.options.port))
+            try:
+                answer = stranger.recv(65536).split(b"\r\n")[0].decode(errors="replace")
+            except TimeoutError:
+                answer = "nothing"
+        if not answer.startswith("SIP/2.0 404"):
+            raise Trouble(f"row {row.label}: a user who is not in subscriber was answered with {answer}, not with 404")
 
     def measure(self, row):
         self.store.fresh()
