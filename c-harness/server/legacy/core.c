@@ -36,7 +36,7 @@ static void call_plugins(struct house *house, struct house_request *request) {
   for (unsigned i = 0; i < house->plugin_count && said == HOUSE_NEXT; i++)
     if (takes(&house->plugins[i], request->message->sip_method))
       said = house->plugins[i].handle(house->plugins[i].user, request);
-  if (said == HOUSE_NEXT) house_reply(request, 405, "Method Not Allowed", "Allow: REGISTER\r\n");
+  if (said == HOUSE_NEXT) house_reply(request, 501, "Not Implemented", NULL);
   for (unsigned i = 0; i < request->scratches; i++) osip_free(request->scratch[i]); /* a macro that reads its argument twice */
   request->scratches = 0;
 }
