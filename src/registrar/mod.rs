@@ -17,8 +17,6 @@
 //! that calls [`Registrar::open`].
 #![deny(unsafe_code)]
 
-mod auth_stub;
-pub use auth_stub::Auth;
 mod cache;
 mod loader;
 mod options;
