@@ -1,6 +1,7 @@
 //! The C tests of c-harness/tests, built as a user builds them and run here. Needs target/harness: `make harness`.
 
-mod common;
+#[path = "common/mariadb.rs"]
+mod mariadb;
 
 use std::path::Path;
 use std::process::Command;
@@ -48,7 +49,7 @@ fn registrar_on_sqlite() {
 
 #[test]
 fn registrar_on_mariadb() {
-    let server = common::mariadb::server();
+    let server = mariadb::Mariadb::start("flow");
     for mode in ["write_through", "write_back"] {
         run("registrar_flow", &[&server.database(&format!("flow_{mode}")), mode]);
     }

@@ -341,7 +341,7 @@ fn the_statements_use_the_primary_key() {
     let aors: Vec<mysql::Value> = (0..4).flat_map(|i| [format!("u{i}").into(), "h".into()]).collect();
     for (sql, params) in [
         (format!("EXPLAIN DELETE FROM location WHERE {}", vec![format!("({key})"); 4].join(" OR ")), keys),
-        (format!("EXPLAIN SELECT * FROM location WHERE {}", vec!["(username=? AND domain=?)"; 4].join(" OR ")), aors),
+        (format!("EXPLAIN SELECT * FROM location WHERE {}", ["(username=? AND domain=?)"; 4].join(" OR ")), aors),
     ] {
         let plan: mysql::Row =
             conn.exec_first(&sql, mysql::Params::Positional(params)).expect("explain").expect("plan");

@@ -181,7 +181,8 @@ pub unsafe extern "C" fn partyline_message_uri_parts(
                 other => return Err(Error::invalid(format!("which is {other}"))),
             };
             let parts = text.ok_or_else(absent(what))?;
-            let part = |bytes: &[u8]| if bytes.is_empty() { (ptr::null(), 0) } else { (bytes.as_ptr().cast(), bytes.len()) };
+            let part =
+                |bytes: &[u8]| if bytes.is_empty() { (ptr::null(), 0) } else { (bytes.as_ptr().cast(), bytes.len()) };
             let [scheme, user, host] = [parts.scheme, parts.user, parts.host].map(part);
             // SAFETY: the caller's struct has the size of ours.
             unsafe {

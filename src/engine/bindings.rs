@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 
 use super::Figures;
 use super::core::Core;
-use super::exchange::{Exchange, Kept, into_vec};
+use super::exchange::{Admitted, Exchange, Kept, into_vec};
 use super::plugin::Verdict;
 use crate::ffi::{Code, Error};
 use crate::net::{ReplyTo, UdpRoute};
 use crate::registrar::store::{Kind, NO_Q, StoreError};
 use crate::registrar::{
-    Auth, BindingView, Extra, Mode, Options, Outcome, Registrar, Registration, Rejection, SipReply, Sink, Ticket,
+    Auth, BindingView, Extra, Mode, Options, Outcome, Registrar, Registration, Rejection, Sink, SipReply, Ticket,
     system_clock,
 };
 use crate::sip::uri::Uri;
@@ -221,6 +221,7 @@ impl Exchange<'_> {
         let (mut received, mut socket) = ([0; 64], [0; 64]);
         let request =
             registration.request(received_uri(&mut received, self.source(), self.message), self.socket(&mut socket));
+        let request = if self.admitted == Some(Admitted::Again) { request.as_query() } else { request };
         let now = system_clock();
         let (message, engine, source) = (self.message, self.engine, self.source());
         // Decided and rendered in one step, under one lock. An answer that does not fit is decided again with all the
@@ -274,13 +275,18 @@ impl Exchange<'_> {
 
     /// The registrar's check of the user; see `partyline_registrar_authorize`.
     pub fn authorize(&mut self, registrar: &Arc<Bindings>) -> Result<Verdict, Error> {
-        if !self.message.is_request() || matches!(self.message.method(), Method::Ack | Method::Cancel) {
+        if !self.message.is_request() || self.message.method() != Method::Register {
             return Ok(Verdict::Next);
         }
         if self.answered || self.handed_on {
             return Err(Error::new(Code::State, "the message has its final answer already"));
         }
+        let key = match self.message.to().and_then(|to| to.parsed_uri()).and_then(|uri| AorKey::new(&uri)) {
+            Ok(key) => registrar.key(&key),
+            Err(error) => return self.reject(Rejection::BadRequest(error)),
+        };
         let (message, engine, source) = (self.message, self.engine, self.source());
+        let now = system_clock();
         let mut auth = None;
         let mut written = false;
         let (origin, peer) = (self.origin, self.answer_peer());
@@ -289,36 +295,43 @@ impl Exchange<'_> {
                 let start = arena.len();
                 arena.resize(start + message.raw().len() + 1024, 0);
                 let mut reply = SipReply::new(&mut arena[start..], message, Some(source), &engine.tags);
-                auth = Some(registrar.authorize(message, &mut reply));
+                auth = Some(registrar.authorize(message, key.as_bytes(), now, &mut reply));
                 let length = reply.finish().map(|bytes| bytes.len());
                 written = length.is_some();
                 arena.truncate(start + length.unwrap_or(0));
             });
         });
         match auth {
-            Some(Auth::Passed) => Ok(Verdict::Next),
-            Some(Auth::Answered(status)) => {
-                if !written {
-                    return self.reply(status, None, b"", b"").map(|()| Verdict::Done);
-                }
+            Some(Auth::Ok) => self.admitted = Some(Admitted::Once),
+            Some(Auth::Again) => self.admitted = Some(Admitted::Again),
+            Some(Auth::Challenge | Auth::Rejected(_)) if written => {
                 self.answered = true;
                 self.engine.count.answered.inc();
-                Ok(Verdict::Done)
+                return Ok(Verdict::Done);
+            }
+            Some(Auth::Challenge | Auth::Rejected(_)) => {
+                // It did not fit beside a request this large.
+                return self.reply(500, Some("Answer Too Large"), b"", b"").map(|()| Verdict::Done);
             }
             Some(Auth::Miss(ticket)) => {
                 let waiter = Held(What::Message(self.keep(self.step)), Waiting::new(self.engine));
-                self.await_load(registrar.load(ticket, waiter).is_ok())
+                let taken = registrar.load(ticket, waiter).is_ok();
+                return self.await_load(taken);
             }
-            None => Err(Error::new(Code::Io, "the answer could not be begun")),
+            None => return Err(Error::new(Code::Io, "the answer could not be begun")),
         }
+        Ok(Verdict::Next)
     }
 
     /// What the engine does with a REGISTER that no plugin took.
     pub(super) fn authorize_and_register(&mut self, registrar: &Arc<Bindings>) -> Result<Verdict, Error> {
-        match self.authorize(registrar)? {
-            Verdict::Next => self.register(registrar),
-            verdict => Ok(verdict),
+        if self.admitted.is_none() {
+            let verdict = self.authorize(registrar)?;
+            if verdict != Verdict::Next {
+                return Ok(verdict);
+            }
         }
+        self.register(registrar)
     }
 
     fn reject(&mut self, rejection: Rejection) -> Result<Verdict, Error> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::bindings::RegistrarOptions;
-use super::settings::{Setting, apply, number, show_switch, show_time, switch, time};
+use super::settings::{Setting, apply, document, number, show_switch, show_time, switch, time};
 use crate::ffi::Error;
 use crate::registrar::{AuthMode, Mode, WhenBrief, WhenFull};
 
@@ -188,12 +188,14 @@ pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
             "write_through" => Ok(c.0.mode = Mode::WriteThrough),
             _ => Err("give memory, write_back or write_through".into()),
         },
-        show: |c| match c.0.mode {
-            Mode::Memory => "memory",
-            Mode::WriteBack => "write_back",
-            Mode::WriteThrough => "write_through",
-        }
-        .into(),
+        show: |c| {
+            match c.0.mode {
+                Mode::Memory => "memory",
+                Mode::WriteBack => "write_back",
+                Mode::WriteThrough => "write_through",
+            }
+            .into()
+        },
     },
     Setting {
         name: "auth",
@@ -204,12 +206,14 @@ pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
             "digest" => Ok(c.0.auth = AuthMode::Digest),
             _ => Err("give none, user or digest".into()),
         },
-        show: |c| match c.0.auth {
-            AuthMode::None => "none",
-            AuthMode::UserExists => "user",
-            AuthMode::Digest => "digest",
-        }
-        .into(),
+        show: |c| {
+            match c.0.auth {
+                AuthMode::None => "none",
+                AuthMode::UserExists => "user",
+                AuthMode::Digest => "digest",
+            }
+            .into()
+        },
     },
     Setting {
         name: "realm",
@@ -249,11 +253,13 @@ pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
             "raise" => Ok(c.0.when_brief = WhenBrief::Raise),
             _ => Err("give refuse or raise".into()),
         },
-        show: |c| match c.0.when_brief {
-            WhenBrief::Refuse => "refuse",
-            WhenBrief::Raise => "raise",
-        }
-        .into(),
+        show: |c| {
+            match c.0.when_brief {
+                WhenBrief::Refuse => "refuse",
+                WhenBrief::Raise => "raise",
+            }
+            .into()
+        },
     },
     Setting {
         name: "contacts.max",
@@ -269,11 +275,13 @@ pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
             "replace" => Ok(c.0.when_full = WhenFull::ReplaceSoonest),
             _ => Err("give refuse or replace".into()),
         },
-        show: |c| match c.0.when_full {
-            WhenFull::Refuse => "refuse",
-            WhenFull::ReplaceSoonest => "replace",
-        }
-        .into(),
+        show: |c| {
+            match c.0.when_full {
+                WhenFull::Refuse => "refuse",
+                WhenFull::ReplaceSoonest => "replace",
+            }
+            .into()
+        },
     },
     Setting {
         name: "retry_after",
@@ -378,9 +386,18 @@ pub fn set_registrar_option(options: &mut RegistrarOptions, name: &str, value: &
     apply(REGISTRAR, options, name, value)
 }
 
+/// docs/options.md: every option with its default.
+pub fn options_document() -> String {
+    format!(
+        "# Options\n\nSet by name before the start. A value that cannot be used is refused with a sentence that says what \
+         can be.\n\n## Engine: `partyline_engine_set`\n\n{}\n## Registrar: `partyline_registrar_set`\n\n{}",
+        document(ENGINE),
+        document(REGISTRAR)
+    )
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::settings::document;
     use super::*;
 
     /// Each default is a value that its own parser takes, and gives the same again.
@@ -405,12 +422,7 @@ mod tests {
     #[test]
     fn the_documentation_is_not_stale() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/options.md");
-        let fresh = format!(
-            "# Options\n\nSet by name before the start. A value that cannot be used is refused with a sentence that says what \
-             can be.\n\n## Engine: `partyline_engine_set`\n\n{}\n## Registrar: `partyline_registrar_set`\n\n{}",
-            document(ENGINE),
-            document(REGISTRAR)
-        );
+        let fresh = options_document();
         if std::env::var_os("PARTYLINE_WRITE_DOCS").is_some() {
             std::fs::write(path, &fresh).unwrap();
         }

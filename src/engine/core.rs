@@ -217,6 +217,7 @@ impl Core {
         let Ok(message) = Message::parse(&mut kept.bytes) else { return };
         body(&mut Exchange {
             rounds: kept.rounds,
+            admitted: kept.admitted,
             backlog,
             ..Exchange::new(&me, &message, Origin::Kept(&kept.to), out, kept.step)
         });
@@ -292,7 +293,9 @@ impl Core {
     fn work_off(&self, backlog: &Arc<Backlog>) {
         loop {
             let Some((kept, permit)) = backlog.rest.lock().pop_front() else { break };
-            self.with_kept_out(kept, Out::Rescuable(&backlog.out), Some(backlog), |exchange| self.walk(exchange, permit));
+            self.with_kept_out(kept, Out::Rescuable(&backlog.out), Some(backlog), |exchange| {
+                self.walk(exchange, permit)
+            });
         }
         self.forget(backlog);
         backlog.out.lock().flush();

@@ -92,6 +92,8 @@ pub struct Exchange<'a> {
     pub(super) step: usize,
     /// How often it has come back from the database.
     pub(super) rounds: u8,
+    /// The registrar has let its sender in: not asked again when the message comes back, for credentials count once.
+    pub(super) admitted: Option<Admitted>,
     /// A final answer was given.
     pub(super) answered: bool,
     /// Somebody else owns the rest of its way.
@@ -125,6 +127,15 @@ pub struct Kept {
     pub(super) to: ReplyTo,
     pub(super) step: usize,
     pub(super) rounds: u8,
+    pub(super) admitted: Option<Admitted>,
+}
+
+/// How the registrar has let a sender in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Admitted {
+    Once,
+    /// This very request was let in before: it only asks.
+    Again,
 }
 
 impl<'a> Exchange<'a> {
@@ -142,6 +153,7 @@ impl<'a> Exchange<'a> {
             out,
             step,
             rounds: 0,
+            admitted: None,
             answered: false,
             handed_on: false,
             alone: false,
@@ -181,7 +193,8 @@ impl<'a> Exchange<'a> {
             Err(_) => {
                 let colon = raw.iter().position(|b| *b == b':')?;
                 let scheme = &raw[..colon];
-                let good = scheme.first().is_some_and(u8::is_ascii_alphabetic) && !scheme[..].eq_ignore_ascii_case(b"sip");
+                let good =
+                    scheme.first().is_some_and(u8::is_ascii_alphabetic) && !scheme[..].eq_ignore_ascii_case(b"sip");
                 let good = good && !scheme.eq_ignore_ascii_case(b"sips");
                 good.then_some(UriParts { scheme, user: b"", host: b"", port: 0 })
             }
@@ -276,7 +289,13 @@ impl<'a> Exchange<'a> {
 
     /// Owns the message, to go on at `step`.
     pub(super) fn keep(&self, step: usize) -> Kept {
-        Kept { bytes: self.message.raw().to_vec(), to: self.origin.to_owned(), step, rounds: self.rounds }
+        Kept {
+            bytes: self.message.raw().to_vec(),
+            to: self.origin.to_owned(),
+            step,
+            rounds: self.rounds,
+            admitted: self.admitted,
+        }
     }
 
     /// Takes the message out of the chain for a plugin that finishes it later.
@@ -351,12 +370,13 @@ impl Ticket {
         let mut state = self.state.lock();
         let TicketState { kept, answered } = &mut *state;
         let kept = kept.as_mut().ok_or_else(|| Error::invalid("the message was finished already"))?;
-        let Kept { bytes, to, step, rounds } = kept;
+        let Kept { bytes, to, step, rounds, admitted } = kept;
         // It was parsed when it came; it is the same bytes.
         let message = Message::parse(bytes).map_err(|e| Error::invalid(e.text()))?;
         self.engine.with_batch(|out| {
             let mut exchange = Exchange {
                 rounds: *rounds,
+                admitted: *admitted,
                 answered: *answered,
                 alone: true,
                 ..Exchange::new(&self.engine, &message, Origin::Kept(to), Out::Mine(out), *step)

@@ -41,8 +41,8 @@ use crate::sched::{
 };
 
 pub use bindings::{Bindings, Found, Held, RegistrarOptions, flush, lookup, open_registrar};
-pub use config::set_registrar_option;
-pub use config::Config;
+pub use config::{Config, options_document, set_registrar_option};
+
 pub use exchange::{Exchange, Ticket, UriOf, UriParts};
 pub use plugin::{Handler, Methods, Phase, Plugin, Policy, Verdict};
 

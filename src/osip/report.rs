@@ -51,7 +51,8 @@ pub fn print() {
 
 fn pool_lines(out: &mut dyn Write) {
     let stats = stats::read();
-    let osip = if super::memory::installed() { "given to osip2 (osip_set_allocators)" } else { "no osip2 to give it to" };
+    let osip =
+        if super::memory::installed() { "given to osip2 (osip_set_allocators)" } else { "no osip2 to give it to" };
     #[cfg(feature = "interpose-libc")]
     let free = if super::interpose::on() { ", free realloc reallocarray malloc_usable_size taken over" } else { "" };
     #[cfg(not(feature = "interpose-libc"))]

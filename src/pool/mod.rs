@@ -36,5 +36,5 @@ mod tls;
 pub mod watch;
 
 pub use front::{PoolAlloc, calloc, free, malloc, realloc, trim, usable_size};
-pub use stats::{ClassStats, Stats, set_limit};
 pub use range::offset_of;
+pub use stats::{ClassStats, Stats, set_limit};

@@ -94,7 +94,11 @@ pub fn seed() -> u64 {
     // SAFETY: AT_RANDOM is the address of 16 bytes, or 0.
     unsafe {
         let at = libc::getauxval(libc::AT_RANDOM) as *const u64;
-        if at.is_null() { 0x5bd1_e995_97f4_a7c1 } else { at.read_unaligned() ^ at.add(1).read_unaligned().rotate_left(32) }
+        if at.is_null() {
+            0x5bd1_e995_97f4_a7c1
+        } else {
+            at.read_unaligned() ^ at.add(1).read_unaligned().rotate_left(32)
+        }
     }
 }
 

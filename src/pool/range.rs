@@ -26,8 +26,7 @@ pub struct Range {
     pub table: AtomicUsize,
 }
 
-pub static RANGE: Range =
-    Range { base: AtomicUsize::new(0), size: AtomicUsize::new(0), table: AtomicUsize::new(0) };
+pub static RANGE: Range = Range { base: AtomicUsize::new(0), size: AtomicUsize::new(0), table: AtomicUsize::new(0) };
 
 /// Offset of an address in the range, if it lies in it.
 #[inline(always)]

@@ -118,7 +118,9 @@ pub fn start() -> Mode {
         if let Some(text) = os::env(c"PARTYLINE_POOL_LIMIT") {
             match parse_bytes(text) {
                 Some(limit) => PAGES.with(|pages| pages.limit = limit),
-                None => pool_say!("partyline: PARTYLINE_POOL_LIMIT is no number of bytes (n, nk, nm, ng); no limit is set"),
+                None => {
+                    pool_say!("partyline: PARTYLINE_POOL_LIMIT is no number of bytes (n, nk, nm, ng); no limit is set")
+                }
             }
         }
         if mode != Mode::Libc {

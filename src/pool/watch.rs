@@ -15,9 +15,9 @@ use super::front::{checked_span, free_checked, free_large, from_heap};
 use super::heap::Heap;
 use super::misuse::{self, Misuse};
 use super::os::{self, Line, Lock};
+use super::pages::PAGES;
 use super::range::{offset_of, span_at, span_of_slice};
 use super::span::{Span, kind};
-use super::pages::PAGES;
 use super::start::{self, Entry, Mode};
 use super::{next, tls};
 
@@ -258,9 +258,7 @@ pub unsafe fn realloc(block: *mut u8, size: usize, limited: bool, at: Site) -> *
         }
         let moved = match start::enter() {
             Entry::Watched(heap) => malloc(heap, size, limited, at),
-            Entry::Late => {
-                start::with_late_heap(|heap| malloc(heap, size, limited, at))
-            }
+            Entry::Late => start::with_late_heap(|heap| malloc(heap, size, limited, at)),
             _ => next::malloc(size),
         };
         if !moved.is_null() {

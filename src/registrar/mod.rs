@@ -17,8 +17,10 @@
 //! that calls [`Registrar::open`].
 #![deny(unsafe_code)]
 
+mod auth;
 mod cache;
 mod loader;
+mod metrics;
 mod options;
 mod reply;
 mod request;
@@ -35,16 +37,17 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::observe::{Counter, Histogram, Text};
-use crate::sip::AorKey;
+use crate::sip::{AorKey, Message};
+use auth::{Authenticator, Verdict};
 use cache::{Cache, Policy, Shard, Spot};
 use loader::{Gate, Loader, Waiter, What};
 use rules::Step;
 use store::{Kind, Session, Store, StoreError};
-use users::Users;
+use users::{Known, Users};
 use writer::{Partition, Writer};
 
 pub use cache::{BindingView, State};
+pub use metrics::Counters;
 pub use options::{AuthMode, Mode, Options, WhenBrief, WhenFull};
 pub use reply::{ReplyWriter, SipReply};
 pub use request::{Contact, MAX_REQUEST_CONTACTS, RegisterRequest, Registration};
@@ -74,6 +77,23 @@ pub enum Outcome<'a> {
     Miss(LoadTicket<'a>),
 }
 
+/// What became of a request's credentials.
+#[derive(Debug)]
+#[must_use]
+pub enum Auth<'a> {
+    /// Go on with [`Registrar::register`]. When that is a miss, the message that comes back is not authorised again: its
+    /// credentials count once.
+    Ok,
+    /// This very request was let in before: register its [`RegisterRequest::as_query`].
+    Again,
+    /// 401 is written.
+    Challenge,
+    /// The answer is written (403, 404 or 400).
+    Rejected(Rejection),
+    /// Nothing is written: the user has to be read first, [`Registrar::load`]; then authorise again.
+    Miss(LoadTicket<'a>),
+}
+
 /// What has to be read before a request can be decided.
 #[derive(Debug)]
 #[must_use]
@@ -82,39 +102,12 @@ pub struct LoadTicket<'a> {
     key: &'a [u8],
 }
 
-/// Counted since the registrar was opened.
-#[derive(Default)]
-pub struct Counters {
-    pub hits: Counter,
-    pub misses: Counter,
-    pub answered: Counter,
-    pub rejected: Counter,
-    /// SELECTs sent.
-    pub selects: Counter,
-    /// Rows read into the cache.
-    pub rows: Counter,
-    /// Rows written, the last state of each binding in a batch.
-    pub upserts: Counter,
-    pub deletes: Counter,
-    /// Transactions.
-    pub commits: Counter,
-    /// Batches sent again after a deadlock or a lock wait.
-    pub retries: Counter,
-    /// How often a writer found the database gone.
-    pub outages: Counter,
-    /// Changes that the database refused for what they are.
-    pub refused: Counter,
-    /// Waiters that were given up.
-    pub timeouts: Counter,
-    pub expired: Counter,
-    pub commit_time: Histogram,
-}
-
 pub(crate) struct Shared<W> {
     options: Options,
     clock: fn() -> u32,
     cache: Cache,
     users: Users,
+    authenticator: Option<Authenticator>,
     store: Option<Arc<dyn Store>>,
     partitions: Box<[Partition<W>]>,
     loader: Loader<W>,
@@ -241,6 +234,7 @@ impl<W: Send + 'static> Registrar<W> {
         let shared = Arc::new(Shared {
             cache: Cache::new(options.shards, !writes),
             users: Users::new(options.user_cache, options.user_ttl, options.no_user_ttl),
+            authenticator: Authenticator::new(&options),
             partitions: sessions.iter().map(|_| Partition::new()).collect(),
             loader: Loader::new(),
             sink: Box::new(sink),
@@ -343,6 +337,51 @@ impl<W: Send + 'static> Registrar<W> {
         drop(guard);
         shared.counters.answered.inc();
         ticket.map_or(Outcome::Answered(200), Outcome::Durable)
+    }
+
+    /// Decides whether the sender of a REGISTER may change this address-of-record ([`Registration::aor`]), by the option
+    /// `auth`. `now`: seconds since the epoch. Never blocks on a database.
+    pub fn authorize<'a>(
+        &self,
+        message: &Message<'_>,
+        aor: &'a [u8],
+        now: u32,
+        reply: &mut impl ReplyWriter,
+    ) -> Auth<'a> {
+        let shared = &*self.shared;
+        let miss = Auth::Miss(LoadTicket { what: What::User, key: aor });
+        let Some(authenticator) = &shared.authenticator else {
+            if shared.options.auth == AuthMode::None {
+                return Auth::Ok;
+            }
+            return match shared.users.get(aor, Instant::now(), |_| ()) {
+                Known::Nothing => miss,
+                Known::Present(()) => Auth::Ok,
+                Known::Absent => {
+                    reply::refuse(&Rejection::UnknownUser, reply);
+                    shared.counters.rejected.inc();
+                    Auth::Rejected(Rejection::UnknownUser)
+                }
+            };
+        };
+        match authenticator.check(message, aor, now, &shared.users, &shared.options, reply) {
+            Verdict::Ok => Auth::Ok,
+            Verdict::Again => Auth::Again,
+            Verdict::Miss => miss,
+            Verdict::Challenged => {
+                shared.counters.challenged.inc();
+                Auth::Challenge
+            }
+            Verdict::Rejected(rejection) => {
+                shared.counters.rejected.inc();
+                Auth::Rejected(rejection)
+            }
+        }
+    }
+
+    /// Forgets what is cached about a user, whose row has changed.
+    pub fn forget_user(&self, aor: &[u8]) {
+        self.shared.users.forget(aor);
     }
 
     fn reject<'a>(&self, rejection: Rejection, reply: &mut impl ReplyWriter) -> Outcome<'a> {
@@ -494,39 +533,6 @@ impl<W: Send + 'static> Registrar<W> {
                 tracing::error!("a thread of the registrar panicked");
             }
         }
-    }
-
-    /// Adds the registrar's figures to a page of metrics.
-    pub fn metrics(&self, out: &mut Text) {
-        let shared = &*self.shared;
-        let c = &shared.counters;
-        let name = |what: &str| format!("partyline_registrar_{what}");
-        for (what, help, counter) in [
-            ("cache_hits_total", "Requests and lookups that the cache could decide.", &c.hits),
-            ("cache_misses_total", "Requests and lookups that had to be loaded first.", &c.misses),
-            ("answered_total", "REGISTERs answered with 200.", &c.answered),
-            ("rejected_total", "REGISTERs refused.", &c.rejected),
-            ("expired_total", "Bindings that expired.", &c.expired),
-            ("store_selects_total", "SELECTs sent.", &c.selects),
-            ("store_rows_total", "Rows read into the cache.", &c.rows),
-            ("store_upserts_total", "Rows written.", &c.upserts),
-            ("store_deletes_total", "Rows deleted.", &c.deletes),
-            ("store_commits_total", "Transactions committed.", &c.commits),
-            ("store_retries_total", "Batches sent again after a deadlock or a lock wait.", &c.retries),
-            ("store_outages_total", "Times that a writer found the database gone.", &c.outages),
-            ("store_refused_total", "Changes that the database refused.", &c.refused),
-            ("timeouts_total", "Requests given up while they waited for the database.", &c.timeouts),
-        ] {
-            out.counter(&name(what), help, &[], counter.get());
-        }
-        let levels = shared.cache.levels();
-        out.gauge(&name("bindings"), "Bindings that are alive.", &[], levels.bindings as f64);
-        out.gauge(&name("aors"), "Addresses-of-record in the cache.", &[], levels.records as f64);
-        out.gauge(&name("dirty"), "Addresses-of-record that are still to be written.", &[], levels.dirty as f64);
-        let queued: usize = shared.partitions.iter().map(|p| p.depth()).sum();
-        out.gauge(&name("queued"), "Changes on their way to the database.", &[], queued as f64);
-        out.gauge(&name("users"), "Users remembered.", &[], shared.users.len() as f64);
-        out.summary(&name("commit_seconds"), "Duration of a transaction.", &[], &c.commit_time);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::store::{Kind, StoreError, StoreOptions};
+use crate::sip::digest::Algorithm;
 
 /// When a REGISTER is answered, and what a crash can lose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -111,6 +112,10 @@ pub struct Options {
     pub user_cache: usize,
     /// How long a nonce can be used. Default 300 s.
     pub nonce_ttl: Duration,
+    /// Nonces whose use is counted at a time, 30 bytes each. Default 65,536.
+    pub nonces: usize,
+    /// What a user whose password is stored is asked for; who has only `ha1` is asked for MD5. Default SHA-256 and MD5.
+    pub algorithms: Vec<Algorithm>,
 }
 
 impl Default for Options {
@@ -143,6 +148,8 @@ impl Default for Options {
             no_user_ttl: Duration::from_secs(10),
             user_cache: 1_000_000,
             nonce_ttl: Duration::from_secs(300),
+            nonces: 65_536,
+            algorithms: vec![Algorithm::Sha256, Algorithm::Md5],
         }
     }
 }
@@ -154,6 +161,10 @@ impl Options {
             "modes write_back and write_through need the URL of a database"
         } else if self.auth != AuthMode::None && self.url.is_empty() {
             "authentication needs the URL of the database that holds the users"
+        } else if self.auth == AuthMode::Digest && self.algorithms.is_empty() {
+            "digest authentication needs at least one algorithm"
+        } else if self.auth == AuthMode::Digest && self.realm.is_empty() && !self.use_domain {
+            "digest authentication without use_domain needs a realm"
         } else if self.max_expires == 0 || self.min_expires > self.max_expires {
             "max_expires must be above 0 and not below min_expires"
         } else if !(1..=1000).contains(&self.max_contacts) {

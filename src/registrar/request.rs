@@ -84,6 +84,11 @@ impl<'a> RegisterRequest<'a> {
         }
     }
 
+    /// The same without its contacts: answered with the state, changes nothing. For [`super::Auth::Again`].
+    pub fn as_query(self) -> RegisterRequest<'a> {
+        RegisterRequest { contacts: &[], star: false, ..self }
+    }
+
     /// The row of `location` that one of its contacts makes.
     pub(crate) fn row(&self, contact: &Contact<'a>, now: u32, expires: u32) -> Row<'a> {
         Row {

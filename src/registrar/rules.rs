@@ -224,12 +224,12 @@ pub(crate) fn plan(
         let interval = interval(contact, request, options)?;
         let index = bindings.iter().position(|b| b.alive(now) && names(contact, b)).unwrap_or(usize::MAX);
         // One binding named twice in a request: the later contact counts.
-        for earlier in 0..i {
-            let same_binding = index != usize::MAX && matched[earlier] == index;
+        for (earlier, other) in matched[..i].iter().enumerate() {
+            let same_binding = index != usize::MAX && *other == index;
             if same_binding || same_contact(&request.contacts[earlier], contact) {
                 plan.steps[earlier] = Step::Keep;
-                if matched[earlier] != usize::MAX {
-                    plan.keep(matched[earlier]);
+                if *other != usize::MAX {
+                    plan.keep(*other);
                 }
             }
         }

@@ -24,6 +24,7 @@ struct Entry {
     key: Box<[u8]>,
     /// password, ha1, ha1b; `None` for a user who does not exist.
     row: Option<[Box<[u8]>; 3]>,
+    since: Instant,
     until: Instant,
 }
 
@@ -86,16 +87,27 @@ impl Users {
 
     /// Forgets a user, whose row has changed.
     pub fn forget(&self, key: &[u8]) {
+        self.forget_older(key, Duration::ZERO);
+    }
+
+    /// Forgets a user whose row was read longer ago than `age`; whether there was one.
+    pub fn forget_older(&self, key: &[u8], age: Duration) -> bool {
         let hash = self.hasher.hash_one(key);
-        if let Ok(entry) = self.shard(hash).lock().table.find_entry(hash, |entry| *entry.key == *key) {
-            entry.remove();
+        let mut shard = self.shard(hash).lock();
+        match shard.table.find_entry(hash, |entry| *entry.key == *key) {
+            Ok(entry) if entry.get().since.elapsed() >= age => {
+                entry.remove();
+                true
+            }
+            _ => false,
         }
     }
 
     fn put(&self, key: &[u8], row: Option<[Box<[u8]>; 3]>, ttl: Duration) {
         let hash = self.hasher.hash_one(key);
         let mut shard = self.shard(hash).lock();
-        let new = Entry { key: key.into(), row, until: Instant::now() + ttl };
+        let since = Instant::now();
+        let new = Entry { key: key.into(), row, since, until: since + ttl };
         if let Some(entry) = shard.table.find_mut(hash, |entry| *entry.key == *key) {
             *entry = new;
             return;
@@ -143,6 +155,7 @@ mod tests {
         let later = Instant::now() + Duration::from_secs(11);
         assert_eq!((ha1(b"a@d", later), ha1(b"b@d", later)), (Known::Present(b"2".to_vec()), Known::Nothing));
         assert_eq!(ha1(b"a@d", later + Duration::from_secs(60)), Known::Nothing);
+        assert!(!users.forget_older(b"a@d", Duration::from_secs(100)));
         users.forget(b"a@d");
         assert_eq!(ha1(b"a@d", now), Known::Nothing);
     }

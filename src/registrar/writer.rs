@@ -479,10 +479,9 @@ impl<'s, W: Send + 'static> Writer<'s, W> {
                 ));
             }
             let until = queue.closing.map_or(until, |deadline| deadline.min(until));
-            if self.partition().close.wait_until(&mut queue, until).timed_out() {
-                if queue.closing.is_none_or(|deadline| until < deadline) {
-                    return Ok(());
-                }
+            let over = self.partition().close.wait_until(&mut queue, until).timed_out();
+            if over && queue.closing.is_none_or(|deadline| until < deadline) {
+                return Ok(());
             }
         }
     }
