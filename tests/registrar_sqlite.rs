@@ -390,3 +390,83 @@ fn hostile_text_is_text() {
     assert_eq!(bench.registrar.lookup(b"a';--@h", now(), |b| agent = b.user_agent.to_vec()), Ok(1));
     assert_eq!(agent, b"\xff\x00';\"");
 }
+
+/// Runs in a process of its own, which its parent kills: registers one address-of-record after the other and prints its
+/// number when it was answered, with the number of transactions committed by then.
+#[test]
+#[ignore = "the child of a_killed_server_*"]
+fn child() {
+    use std::io::Write;
+    let mode =
+        if std::env::var("CHILD_MODE").expect("mode") == "through" { Mode::WriteThrough } else { Mode::WriteBack };
+    let bench = Bench::open(Options {
+        flush_interval: Duration::from_millis(20),
+        // One transaction per flush.
+        batch: 1_000_000,
+        ..options(mode, &std::env::var("CHILD_URL").expect("url"))
+    });
+    eventually("preload", || bench.registrar.complete());
+    let uri = [contact("sip:a@h")];
+    let out = std::io::stdout();
+    for n in 0.. {
+        bench.complete(&request(&format!("u{n}@h"), "c", 1, &uri), now(), n).expect("answered");
+        writeln!(out.lock(), "answered {n} {}", bench.registrar.counters().commits.get()).expect("the parent listens");
+    }
+}
+
+/// The numbers that the child printed before it was killed, and what the table holds then.
+fn kill_a_child(mode: &str, commits: u64) -> (Vec<(u64, u64)>, std::collections::HashSet<u64>) {
+    use std::io::BufRead;
+    let file = SqliteFile::new("crash");
+    let mut child = std::process::Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", "child", "--ignored", "--nocapture"])
+        .env("CHILD_MODE", mode)
+        .env("CHILD_URL", file.url())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("child");
+    let mut lines = std::io::BufReader::new(child.stdout.take().expect("pipe")).lines();
+    let mut answered = Vec::new();
+    let read = |line: &str| -> Option<(u64, u64)> {
+        let (n, commits) = line.split_once("answered ")?.1.split_once(' ')?;
+        Some((n.parse().ok()?, commits.parse().ok()?))
+    };
+    for line in lines.by_ref() {
+        answered.extend(read(&line.expect("text")));
+        if answered.last().is_some_and(|last| last.1 >= commits) {
+            break;
+        }
+    }
+    child.kill().expect("SIGKILL");
+    // What it had said before it died counts too; the last line may be half a line.
+    answered.extend(lines.map_while(Result::ok).filter_map(|line| read(&line)));
+    child.wait().expect("gone");
+    let db = file.connect();
+    let mut select = db.prepare("SELECT username FROM location").expect("select");
+    let stored = select
+        .query_map([], |row| row.get::<_, String>(0))
+        .expect("rows")
+        .map(|user| user.expect("row")[1..].parse().expect("number"))
+        .collect();
+    (answered, stored)
+}
+
+#[test]
+fn a_killed_server_in_write_through_has_lost_nothing_that_was_answered() {
+    let (answered, stored) = kill_a_child("through", 300);
+    // The very last line may have been cut within a number.
+    let whole = &answered[..answered.len() - 1];
+    assert!(whole.len() >= 250, "{}", whole.len());
+    assert_eq!(whole.iter().filter(|(n, _)| !stored.contains(n)).count(), 0);
+}
+
+#[test]
+fn a_killed_server_in_write_back_has_lost_the_last_flush_at_most() {
+    let (answered, stored) = kill_a_child("back", 6);
+    let whole = &answered[..answered.len() - 1];
+    // The transaction after an answer may have been under way already; the one after that holds it.
+    let last = whole.last().expect("answers").1;
+    let due: Vec<u64> = whole.iter().filter(|(_, commits)| commits + 2 <= last).map(|(n, _)| *n).collect();
+    assert!(due.len() > 100, "{}", due.len());
+    assert_eq!(due.iter().filter(|n| !stored.contains(n)).count(), 0);
+}

@@ -55,7 +55,7 @@ pub use rules::{Extra, Rejection};
 pub use writer::Ticket;
 
 /// Where waiters come back. Called from threads of the registrar, under none of its locks; it may call the registrar.
-/// What it leaves in the vector is dropped.
+/// What it leaves in the vector is dropped. It must not panic: that would end a writer.
 pub trait Sink<W>: Send + Sync + 'static {
     /// The changes of these requests are committed; or they are not known to be, and the answer is 503 with Retry-After.
     fn committed(&self, waiters: &mut Vec<W>, result: Result<(), &StoreError>);

@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam::utils::CachePadded;
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::sip::KeyHasher;
+
 pub(crate) use binding::Binding;
 pub use binding::{BindingView, State};
 pub(crate) use shard::{Levels, Policy, Shard};
-
-use std::hash::{BuildHasher, RandomState};
 
 /// The hash of an address-of-record: its shard, and its tag in the shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(crate) struct Spot {
 }
 
 pub(crate) struct Cache {
-    hasher: RandomState,
+    hasher: KeyHasher,
     shards: Box<[CachePadded<Mutex<Shard>>]>,
     /// All rows of the database are here: what is not found does not exist.
     complete: AtomicBool,
@@ -37,14 +37,14 @@ impl Cache {
     pub fn new(shards: usize, complete: bool) -> Cache {
         let shards = shards.clamp(1, 1 << 16).next_power_of_two();
         Cache {
-            hasher: RandomState::new(),
+            hasher: KeyHasher::new(),
             shards: (0..shards).map(|_| CachePadded::new(Mutex::new(Shard::default()))).collect(),
             complete: AtomicBool::new(complete),
         }
     }
 
     pub fn spot(&self, aor: &[u8]) -> Spot {
-        let hash = self.hasher.hash_one(aor);
+        let hash = self.hasher.hash(aor);
         Spot { shard: (hash >> 32) as u32 & (self.shards.len() as u32 - 1), tag: hash as u32 }
     }
 
