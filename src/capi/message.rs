@@ -90,9 +90,12 @@ pub unsafe extern "C" fn partyline_message_method(
     bytes: *mut *const c_char,
     length: *mut usize,
 ) -> c_int {
-    // SAFETY: out-parameters, as the comment says (the same in the functions below).
     entry("partyline_message_method", || {
-        with(message, |m| unsafe { give(m.method().ok_or_else(absent("method"))?, bytes, length) })
+        with(message, |m| {
+            let part = m.method().ok_or_else(absent("method"))?;
+            // SAFETY: out-parameters, as the comment says (the same in the functions below).
+            unsafe { give(part, bytes, length) }
+        })
     })
 }
 
@@ -103,9 +106,12 @@ pub unsafe extern "C" fn partyline_message_uri(
     bytes: *mut *const c_char,
     length: *mut usize,
 ) -> c_int {
-    // SAFETY: as in partyline_message_method.
     entry("partyline_message_uri", || {
-        with(message, |m| unsafe { give(m.uri().ok_or_else(absent("request URI"))?, bytes, length) })
+        with(message, |m| {
+            let part = m.uri().ok_or_else(absent("request URI"))?;
+            // SAFETY: as in partyline_message_method.
+            unsafe { give(part, bytes, length) }
+        })
     })
 }
 
@@ -324,6 +330,7 @@ pub unsafe extern "C" fn partyline_message_resume(later: *mut partyline_message,
 /// Lets go of a deferred message without an answer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn partyline_message_drop(later: *mut partyline_message) -> c_int {
+    // SAFETY: a handle, which may be anything.
     unsafe { partyline_message_resume(later, PARTYLINE_DONE) }
 }
 

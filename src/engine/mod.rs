@@ -73,7 +73,7 @@ pub struct Engine {
 }
 
 enum Stage {
-    Setup(Setup),
+    Setup(Box<Setup>),
     Running(Arc<Running>),
     Stopping(Arc<Running>),
     Stopped(Option<Arc<Running>>),
@@ -121,7 +121,7 @@ impl Engine {
     pub fn new() -> Arc<Engine> {
         Arc::new(Engine {
             birth: Birth::here(),
-            stage: Mutex::new(Stage::Setup(Setup::default())),
+            stage: Mutex::new(Stage::Setup(Box::default())),
             stopped: Condvar::new(),
         })
     }
@@ -214,7 +214,7 @@ impl Engine {
             let (min, max) = (setup.config.threads_min, setup.config.threads_max);
             return Err(Error::new(Code::Config, format!("threads.min is {min} and threads.max {max}")));
         }
-        *stage = Stage::Running(Arc::new(Running::start(std::mem::take(setup))?));
+        *stage = Stage::Running(Arc::new(Running::start(*std::mem::take(setup))?));
         Ok(())
     }
 

@@ -54,10 +54,13 @@ struct Slot<T> {
     value: Option<T>,
 }
 
+/// Made when its first slot is given out, then never moved.
+type Segment<T> = OnceLock<Box<[Mutex<Slot<T>>]>>;
+
 /// All handles of one kind.
 pub struct HandleTable<T> {
     kind: Kind,
-    segments: [OnceLock<Box<[Mutex<Slot<T>>]>>; SEGMENTS],
+    segments: [Segment<T>; SEGMENTS],
     unused: Mutex<Vec<u32>>,
     next: AtomicU32,
 }

@@ -31,8 +31,9 @@ pub fn malloc(size: usize) -> *mut u8 {
     malloc_slow(heap, size, true)
 }
 
+/// `extern "C"` here and below: such a function does not unwind, so its callers need no cleanup and jump to it.
 #[inline(never)]
-fn malloc_slow(heap: *mut Heap, size: usize, limited: bool) -> *mut u8 {
+extern "C" fn malloc_slow(heap: *mut Heap, size: usize, limited: bool) -> *mut u8 {
     if size <= CLASS_MAX {
         let class = classes::class_of(size);
         if heap != tls::empty() {
@@ -46,18 +47,23 @@ fn malloc_slow(heap: *mut Heap, size: usize, limited: bool) -> *mut u8 {
     malloc_entry(size, limited)
 }
 
-#[cold]
 fn malloc_entry(size: usize, limited: bool) -> *mut u8 {
     match start::enter() {
-        Entry::Heap(heap) => from_heap(heap, size, limited),
-        Entry::Late => start::with_late_heap(|heap| from_heap(heap, size, limited)),
-        Entry::Watched(heap) => watch::malloc(heap, size, limited, None),
+        // SAFETY: the thread's own heap.
+        Entry::Heap(heap) => unsafe { from_heap(heap, size, limited) },
+        // SAFETY: the heap comes with its lock held.
+        Entry::Late => start::with_late_heap(|heap| unsafe { from_heap(heap, size, limited) }),
+        // SAFETY: the thread's own heap.
+        Entry::Watched(heap) => unsafe { watch::malloc(heap, size, limited, None) },
         Entry::Libc => next::malloc(size),
     }
 }
 
 /// A block from a heap that the caller has claimed (or holds the lock of).
-pub fn from_heap(heap: *mut Heap, size: usize, limited: bool) -> *mut u8 {
+///
+/// # Safety
+/// As said.
+pub unsafe fn from_heap(heap: *mut Heap, size: usize, limited: bool) -> *mut u8 {
     if size > CLASS_MAX {
         return large(size, limited).0;
     }
@@ -176,7 +182,7 @@ pub unsafe fn free(block: *mut u8) {
 /// # Safety
 /// See the module's head; the block is not ours.
 #[inline(never)]
-unsafe fn free_foreign(block: *mut u8) {
+unsafe extern "C" fn free_foreign(block: *mut u8) {
     if block.is_null() {
         return;
     }
@@ -194,7 +200,7 @@ unsafe fn free_foreign(block: *mut u8) {
 /// # Safety
 /// See the module's head; `span` describes the block's slice.
 #[inline(never)]
-unsafe fn free_slow(heap: *mut Heap, span: *mut Span, block: *mut u8) {
+unsafe extern "C" fn free_slow(heap: *mut Heap, span: *mut Span, block: *mut u8) {
     // SAFETY: descriptors of the range; the checks below make the block one of ours.
     unsafe {
         if start::watched() {
@@ -452,7 +458,10 @@ unsafe impl core::alloc::GlobalAlloc for PoolAlloc {
 pub fn trim() {
     if let Entry::Heap(heap) | Entry::Watched(heap) = start::enter() {
         // SAFETY: the thread's own heap.
-        unsafe { (*heap).tidy() };
+        unsafe {
+            watch::empty_quarantine(&(*heap).ring);
+            (*heap).tidy();
+        }
     }
     heap::tidy_orphans();
     PAGES.with(|pages| pages.purge_all());

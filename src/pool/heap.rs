@@ -29,6 +29,7 @@ use super::range::{address_of_slice, slice_of, span_of_slice};
 use super::remote::{Claim, Notified};
 use super::span::{Keep, NO_SPAN, Span, bump, kind, no_span};
 use super::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use super::watch::Ring;
 
 pub const OUTBOX: usize = 16;
 pub const BATCH: u32 = 64;
@@ -43,9 +44,8 @@ pub struct Bin {
 /// A batch on its way to another heap.
 struct Slot {
     span: Cell<*mut Span>,
-    /// The chain's first block, and the same encoded.
+    /// The chain's first and last block.
     head: Cell<usize>,
-    word: Cell<u64>,
     tail: Cell<usize>,
     count: Cell<u32>,
     limit: Cell<u32>,
@@ -72,6 +72,8 @@ pub struct Heap {
     pub reallocs: AtomicU64,
     pub rust_allocs: AtomicU64,
     pub rust_frees: AtomicU64,
+    /// Freed blocks that wait, in checked mode.
+    pub ring: Ring,
     inbox: Inbox,
     next: AtomicPtr<Heap>,
 }
@@ -89,7 +91,6 @@ const BLANK: Heap = Heap {
         Slot {
             span: Cell::new(null_mut()),
             head: Cell::new(0),
-            word: Cell::new(0),
             tail: Cell::new(0),
             count: Cell::new(0),
             limit: Cell::new(0),
@@ -101,6 +102,7 @@ const BLANK: Heap = Heap {
     reallocs: AtomicU64::new(0),
     rust_allocs: AtomicU64::new(0),
     rust_frees: AtomicU64::new(0),
+    ring: Ring::NEW,
     inbox: Inbox { notified: Notified(AtomicPtr::new(null_mut())), claim: Claim(AtomicU32::new(1)) },
     next: AtomicPtr::new(null_mut()),
 };
@@ -216,14 +218,10 @@ impl Heap {
                 let span = bin.current.get();
                 if span != no_span() {
                     let span = &*span;
-                    if span.own.head.get() != span.end_word() {
-                        misuse::corrupted_list(span);
-                    }
                     if span.take_remote() || span.extend() {
                         if let Some(block) = span.pop() {
                             return Ok(block);
                         }
-                        misuse::corrupted_list(span);
                     }
                     // Looked at again when the next block comes back.
                     span.own.keep.set(Keep::Full);
@@ -280,7 +278,8 @@ impl Heap {
             fixed.back.set(0);
             fixed.class.store(class as u8, Ordering::Relaxed);
             let own = &span.own;
-            own.head.set(span.end_word());
+            own.end.set(fixed.base.get() + fixed.bytes.get());
+            own.head.set(own.end.get());
             own.allocs.store(0, Ordering::Relaxed);
             own.frees.store(0, Ordering::Relaxed);
             own.from_remote.store(0, Ordering::Relaxed);
@@ -304,7 +303,7 @@ impl Heap {
     /// The caller's thread has claimed the heap; `span` is a span of it.
     #[cold]
     #[inline(never)]
-    pub unsafe fn on_trigger(&self, span: *mut Span) {
+    pub unsafe extern "C" fn on_trigger(&self, span: *mut Span) {
         // SAFETY: ours, see above.
         unsafe {
             if (*span).own.keep.get() == Keep::Full {
@@ -376,7 +375,7 @@ impl Heap {
                 match (*span).own.keep.get() {
                     Keep::Current => {}
                     Keep::Full => {
-                        if (*span).own.head.get() != (*span).end_word() {
+                        if (*span).own.head.get() != (*span).own.end.get() {
                             self.enlist(span);
                             self.release_if_empty(span);
                         }
@@ -421,15 +420,14 @@ impl Heap {
             if slot.span.get() != span {
                 send_slot(slot);
                 slot.span.set(span);
-                slot.word.set((*span).end_word());
+                slot.head.set((*span).own.end.get());
                 slot.tail.set(block as usize);
                 slot.count.set(0);
                 // Not so many that the owner runs dry meanwhile.
                 let blocks = (*span).fixed.bytes.get() as u32 / (*span).fixed.size.get();
                 slot.limit.set((blocks / 8).clamp(1, BATCH));
             }
-            *block.cast::<u64>() = slot.word.get();
-            slot.word.set((*span).encode(block as usize));
+            *block.cast::<u64>() = (*span).encode(slot.head.get());
             slot.head.set(block as usize);
             let count = slot.count.get() + 1;
             slot.count.set(count);
@@ -517,7 +515,7 @@ impl Span {
     unsafe fn accept(&self, taken: super::remote::Taken) {
         let head = self.at_index(taken.head);
         let rest = self.own.head.get();
-        if rest != self.end_word() {
+        if rest != self.own.end.get() {
             // SAFETY: the chain consists of freed blocks of this span; each word is checked before it is followed.
             unsafe {
                 let mut tail = head as *mut u64;
@@ -527,10 +525,10 @@ impl Span {
                     }
                     tail = self.decode(*tail) as *mut u64;
                 }
-                *tail = rest;
+                *tail = self.encode(rest);
             }
         }
-        self.own.head.set(self.encode(head));
+        self.own.head.set(head);
         bump(&self.own.frees, u64::from(taken.count));
         bump(&self.own.from_remote, u64::from(taken.count));
         if self.own.keep.get() == Keep::Full {
@@ -559,7 +557,7 @@ impl Span {
             unsafe { *((base + at) as *mut u64) = word };
             word = self.encode(base + at);
         }
-        self.own.head.set(word);
+        self.own.head.set(base + from);
         self.own.fresh.set(to as u32);
         true
     }

@@ -2,7 +2,7 @@
 
 use super::os::Line;
 use super::range::{offset_of, span_at};
-use super::span::{Span, kind};
+use super::span::kind;
 use super::watch;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,13 +62,9 @@ pub fn report(misuse: Misuse, address: usize, verb: &str) -> ! {
     unsafe { libc::abort() }
 }
 
-/// A free list leads to something that is no block: the block handed out last had been written to while it was free.
+/// The link in a free block leads nowhere.
 #[cold]
-pub fn corrupted_list(span: &Span) -> ! {
-    report(Misuse::WriteAfterFree, span.own.last.get(), "malloc")
-}
-
-#[cold]
-pub fn corrupted_block(block: usize) -> ! {
+#[inline(never)]
+pub extern "C" fn corrupted_block(block: usize) -> ! {
     report(Misuse::WriteAfterFree, block, "malloc")
 }

@@ -15,13 +15,14 @@
 //! | [`remote`] | everything that threads do to each other |
 //! | [`pages`], [`range`], [`os`] | runs of slices, the reserved range, the system |
 //! | [`start`], [`tls`] | start, modes, thread exit, fork; the thread's heap pointer |
-//! | [`watch`], [`misuse`] | `checked` and `leaks` modes; reports |
+//! | [`watch`], [`guarded`], [`misuse`] | `checked` and `leaks` modes; reports |
 //! | [`stats`] | what it did and holds |
 
 pub mod classes;
 #[macro_use]
 pub mod os;
 pub mod front;
+mod guarded;
 mod heap;
 mod misuse;
 pub mod next;

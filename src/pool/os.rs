@@ -11,6 +11,7 @@ pub struct Lock(UnsafeCell<libc::pthread_mutex_t>);
 // SAFETY: a pthread mutex is made to be shared.
 unsafe impl Sync for Lock {}
 
+#[allow(clippy::new_without_default, reason = "made in statics, which need a const fn")]
 impl Lock {
     pub const fn new() -> Self {
         Lock(UnsafeCell::new(libc::PTHREAD_MUTEX_INITIALIZER))
@@ -122,6 +123,7 @@ pub struct Line<const N: usize> {
     len: usize,
 }
 
+#[allow(clippy::new_without_default, reason = "there is no default length")]
 impl<const N: usize> Line<N> {
     pub const fn new() -> Self {
         Line { text: [0; N], len: 0 }

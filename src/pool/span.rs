@@ -19,6 +19,7 @@ use core::cell::Cell;
 use core::ptr::null_mut;
 
 use super::heap::Heap;
+use super::misuse;
 use super::remote::{Linked, RemoteList};
 use super::sync::{AtomicPtr, AtomicU64, Ordering};
 use core::sync::atomic::{AtomicU8, AtomicU32};
@@ -49,6 +50,8 @@ pub mod kind {
     pub const PART: u8 = 2;
     /// First slice of a large block.
     pub const LARGE: u8 = 3;
+    /// A block of its own against a guard page (checked mode).
+    pub const GUARDED: u8 = 5;
     /// First or last slice of a free run.
     pub const FREE: u8 = 4;
 }
@@ -67,8 +70,9 @@ pub enum Keep {
 
 #[repr(C, align(64))]
 pub struct OwnerLine {
-    /// First free block, encoded as the links are.
-    pub head: Cell<u64>,
+    /// First free block, and what stands for none: the address just behind the blocks.
+    pub head: Cell<usize>,
+    pub end: Cell<usize>,
     /// Blocks handed out and blocks back since the span was set up. Written by the owner alone, read for statistics.
     pub allocs: AtomicU64,
     pub frees: AtomicU64,
@@ -78,8 +82,6 @@ pub struct OwnerLine {
     pub keep: Cell<Keep>,
     /// Of `frees`, those that came through the remote list.
     pub from_remote: AtomicU64,
-    /// The block handed out last, for the report when the list turns out to be broken behind it.
-    pub last: Cell<usize>,
 }
 
 /// Read by whoever frees a block.
@@ -140,13 +142,13 @@ impl Linked for Span {
 pub static NO_SPAN: Span = Span {
     own: OwnerLine {
         head: Cell::new(0),
+        end: Cell::new(0),
         allocs: AtomicU64::new(0),
         frees: AtomicU64::new(0),
         trigger: Cell::new(u64::MAX),
         fresh: Cell::new(0),
         keep: Cell::new(Keep::Current),
         from_remote: AtomicU64::new(0),
-        last: Cell::new(0),
     },
     fixed: FixedLine {
         owner: AtomicPtr::new(null_mut()),
@@ -183,6 +185,17 @@ pub fn bump(counter: &AtomicU64, by: u64) -> u64 {
     now
 }
 
+#[inline(always)]
+fn prefetch(address: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; no address is wrong.
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(address as *const i8)
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 impl Span {
     #[inline(always)]
     pub fn encode(&self, address: usize) -> u64 {
@@ -194,10 +207,10 @@ impl Span {
         (word.wrapping_mul(INVERSE) ^ self.fixed.key.get()) as usize
     }
 
-    /// The end of a list: the address just behind the blocks.
+    /// The link of the last block in a list.
     #[inline(always)]
     pub fn end_word(&self) -> u64 {
-        self.encode(self.fixed.base.get() + self.fixed.bytes.get())
+        self.encode(self.own.end.get())
     }
 
     /// Whether `word` is a link to one of the span's blocks.
@@ -212,24 +225,28 @@ impl Span {
         self.decode(word).wrapping_sub(self.fixed.base.get()) <= self.fixed.bytes.get()
     }
 
-    /// Takes the first free block. None: the list is at its end, or a block in it was written to.
+    /// Takes the first free block. None: there is none. A block that was written to while it was free ends the program.
     ///
     /// # Safety
     /// The caller is the owner's thread, and the span is set up (or [`NO_SPAN`]).
     #[inline(always)]
     pub unsafe fn pop(&self) -> Option<*mut u8> {
-        let address = self.decode(self.own.head.get());
-        if address.wrapping_sub(self.fixed.base.get()) >= self.fixed.bytes.get() {
+        let address = self.own.head.get();
+        if address == self.own.end.get() {
             return None;
         }
         let block = address as *mut u64;
-        // SAFETY: the address lies in a span of ours and came out of its list, so the block is free and at least 8
-        // bytes long; nobody else writes to it.
+        // SAFETY: the head is one of our span's blocks and free, at least 8 bytes long; nobody else writes to it.
         unsafe {
-            self.own.head.set(*block);
+            let next = self.decode(*block);
+            if next.wrapping_sub(self.fixed.base.get()) > self.fixed.bytes.get() {
+                misuse::corrupted_block(address);
+            }
+            // The next block may have been freed by another thread and lie in its processor's cache.
+            prefetch(next);
+            self.own.head.set(next);
             *block = 0;
         }
-        self.own.last.set(address);
         bump(&self.own.allocs, 1);
         Some(block.cast())
     }
@@ -241,8 +258,8 @@ impl Span {
     #[inline(always)]
     pub unsafe fn push(&self, block: *mut u8) -> u64 {
         // SAFETY: the block is the caller's to give up, and at least 8 bytes long and aligned.
-        unsafe { *block.cast::<u64>() = self.own.head.get() };
-        self.own.head.set(self.encode(block as usize));
+        unsafe { *block.cast::<u64>() = self.encode(self.own.head.get()) };
+        self.own.head.set(block as usize);
         bump(&self.own.frees, 1)
     }
 

@@ -8,6 +8,7 @@
 //! | `PARTYLINE_POOL=libc` (or `off`) | libc serves everything, so that valgrind and ASan see each block |
 //! | `PARTYLINE_POOL=checked` | canaries, quarantine and guard pages, see `watch.rs` |
 //! | `PARTYLINE_POOL=leaks` | live blocks are listed at exit |
+//! | `PARTYLINE_POOL_SAMPLE=n` | in `checked` mode, one block in n gets a guard page; 0: none |
 //! | `PARTYLINE_POOL_LIMIT=n[k|m|g]` | past that many bytes `osip_malloc` gives NULL |
 
 use core::ptr::null_mut;
@@ -17,7 +18,7 @@ use super::heap::{self, Heap};
 use super::os::{self, Lock};
 use super::pages::PAGES;
 use super::tls::{self, State};
-use super::{range, watch};
+use super::{guarded, range, watch};
 
 /// How many rounds of exit destructors may pass before a heap is handed over: glibc makes four, and other libraries'
 /// destructors still allocate and free in them.
@@ -68,7 +69,17 @@ pub fn watched() -> bool {
 }
 
 /// The calling thread's way in; gives it a heap if it has none.
+#[inline]
 pub fn enter() -> Entry {
+    let own = tls::tls().own.get();
+    if !own.is_null() {
+        return if watched() { Entry::Watched(own) } else { Entry::Heap(own) };
+    }
+    enter_slow()
+}
+
+#[cold]
+fn enter_slow() -> Entry {
     let mode = match mode() {
         Mode::Unstarted => start(),
         mode => mode,
@@ -134,7 +145,7 @@ pub fn start() -> Mode {
                 PAGES.with(|pages| pages.start(slices));
                 // SAFETY: the handlers live as long as the library.
                 unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(after_fork)) };
-                watch::init();
+                watch::init(mode);
             }
         }
         MODE.store(mode as u8, Ordering::Release);
@@ -143,7 +154,7 @@ pub fn start() -> Mode {
 }
 
 /// A number of bytes with an optional k, m or g.
-fn parse_bytes(text: &[u8]) -> Option<usize> {
+pub fn parse_bytes(text: &[u8]) -> Option<usize> {
     let (digits, shift) = match text.split_last()? {
         (b'k' | b'K', rest) => (rest, 10),
         (b'm' | b'M', rest) => (rest, 20),
@@ -218,13 +229,13 @@ unsafe extern "C" fn thread_exits(own: *mut libc::c_void) {
 unsafe extern "C" fn before_fork() {
     START.lock();
     LATE_LOCK.lock();
-    watch::lock_for_fork();
+    guarded::lock_for_fork();
     PAGES.lock_for_fork();
 }
 
 unsafe extern "C" fn after_fork() {
     PAGES.unlock_after_fork();
-    watch::unlock_after_fork();
+    guarded::unlock_after_fork();
     LATE_LOCK.unlock();
     START.unlock();
 }
