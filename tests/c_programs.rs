@@ -1,5 +1,6 @@
 //! The C tests of c-harness/tests, built as a user builds them and run here. Needs target/harness: `make harness`.
 
+#[allow(dead_code, reason = "other tests use the rest")]
 #[path = "common/mariadb.rs"]
 mod mariadb;
 

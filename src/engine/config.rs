@@ -183,9 +183,18 @@ pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
         name: "mode",
         help: "What a crash can lose: memory (all), write_back (the changes of one `flush_interval`), write_through (nothing that was answered).",
         set: |c, v| match v {
-            "memory" => { c.0.mode = Mode::Memory; Ok(()) }
-            "write_back" => { c.0.mode = Mode::WriteBack; Ok(()) }
-            "write_through" => { c.0.mode = Mode::WriteThrough; Ok(()) }
+            "memory" => {
+                c.0.mode = Mode::Memory;
+                Ok(())
+            }
+            "write_back" => {
+                c.0.mode = Mode::WriteBack;
+                Ok(())
+            }
+            "write_through" => {
+                c.0.mode = Mode::WriteThrough;
+                Ok(())
+            }
             _ => Err("give memory, write_back or write_through".into()),
         },
         show: |c| {
@@ -201,9 +210,18 @@ pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
         name: "auth",
         help: "Who may pass: none (everybody), user (who stands in the table subscriber), digest (who knows the password, RFC 8760).",
         set: |c, v| match v {
-            "none" => { c.0.auth = AuthMode::None; Ok(()) }
-            "user" => { c.0.auth = AuthMode::UserExists; Ok(()) }
-            "digest" => { c.0.auth = AuthMode::Digest; Ok(()) }
+            "none" => {
+                c.0.auth = AuthMode::None;
+                Ok(())
+            }
+            "user" => {
+                c.0.auth = AuthMode::UserExists;
+                Ok(())
+            }
+            "digest" => {
+                c.0.auth = AuthMode::Digest;
+                Ok(())
+            }
             _ => Err("give none, user or digest".into()),
         },
         show: |c| {
@@ -249,8 +267,14 @@ pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
         name: "expires.brief",
         help: "An interval below the minimum: refuse (423 with Min-Expires), or raise to the minimum.",
         set: |c, v| match v {
-            "refuse" => { c.0.when_brief = WhenBrief::Refuse; Ok(()) }
-            "raise" => { c.0.when_brief = WhenBrief::Raise; Ok(()) }
+            "refuse" => {
+                c.0.when_brief = WhenBrief::Refuse;
+                Ok(())
+            }
+            "raise" => {
+                c.0.when_brief = WhenBrief::Raise;
+                Ok(())
+            }
             _ => Err("give refuse or raise".into()),
         },
         show: |c| {
@@ -271,8 +295,14 @@ pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
         name: "contacts.full",
         help: "One contact more than `contacts.max`: refuse (503 with Retry-After), or replace the one that ends soonest.",
         set: |c, v| match v {
-            "refuse" => { c.0.when_full = WhenFull::Refuse; Ok(()) }
-            "replace" => { c.0.when_full = WhenFull::ReplaceSoonest; Ok(()) }
+            "refuse" => {
+                c.0.when_full = WhenFull::Refuse;
+                Ok(())
+            }
+            "replace" => {
+                c.0.when_full = WhenFull::ReplaceSoonest;
+                Ok(())
+            }
             _ => Err("give refuse or replace".into()),
         },
         show: |c| {
