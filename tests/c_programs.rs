@@ -37,6 +37,11 @@ fn registrar_in_memory() {
 }
 
 #[test]
+fn a_register_costs_no_malloc() {
+    run("no_malloc", &["memory:", "memory"]);
+}
+
+#[test]
 fn registrar_on_sqlite() {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
     for mode in ["write_through", "write_back"] {

@@ -26,7 +26,8 @@ fn the_header_is_not_stale() {
 fn the_header_compiles_in_c_and_cpp_and_beside_osip2() {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let ours = "#include <partyline.h>\n";
-    let osip = "#include <osip2/osip.h>\n";
+    // osip2's headers want <sys/time.h> before them.
+    let osip = "#include <sys/time.h>\n#include <osip2/osip.h>\n";
     let body = "int main(void) { partyline_engine *e = 0; (void)e; return PARTYLINE_OK; }\n";
     for (name, text) in [
         ("alone.c", format!("{ours}{body}")),
