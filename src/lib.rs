@@ -30,3 +30,8 @@ pub mod pool;
 pub mod registrar;
 pub mod sched;
 pub mod sip;
+
+/// In libpartyline.so what Rust allocates comes from the pool as well; a Rust program chooses its allocator itself.
+#[cfg(feature = "interpose-libc")]
+#[global_allocator]
+static ALLOCATOR: pool::PoolAlloc = pool::PoolAlloc;

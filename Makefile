@@ -1,0 +1,69 @@
+# Partyline. `make demo` and `make test` install what is missing (they list it first), build, run, and end by themselves.
+#
+#   make demo [DB=sqlite|mysql]   the C server before and after, as a table; figures in target/demo/report.json
+#   make test                     every test, with a private MariaDB
+#   make serve [PORT=5060]        the accelerated C server on 127.0.0.1, until Ctrl-C
+#   make install PREFIX=/usr/local
+#   make lib | harness            target/lib (libraries, header, .pc files) | target/harness (the C programs)
+#   make header                   include/partyline.h anew from the sources
+#
+# Rust 1.85 or later; where there is no cargo, Debian's rustc-web and cargo-web are installed.
+
+SHELL := /bin/bash
+PREFIX ?= /usr/local
+PORT ?= 5060
+DB ?= sqlite
+CARGO ?= cargo
+OUT := target/lib
+
+.PHONY: all lib harness demo test serve install header deps deps-test lint clean
+
+all: lib harness
+
+deps:
+	@scripts/deps.sh build
+
+deps-test:
+	@scripts/deps.sh build test
+
+# The shared library alone exports free, realloc, reallocarray and malloc_usable_size: see docs/allocator.md.
+lib: deps
+	$(CARGO) build --release --lib
+	mkdir -p $(OUT)/pkgconfig
+	cp -f target/release/libpartyline.a $(OUT)/libpartyline.a
+	$(CARGO) rustc --release --lib --crate-type cdylib --features interpose-libc
+	cp -f target/release/libpartyline.so $(OUT)/libpartyline.so.0.new
+	mv -f $(OUT)/libpartyline.so.0.new $(OUT)/libpartyline.so.0
+	ln -sf libpartyline.so.0 $(OUT)/libpartyline.so
+	scripts/pkgconfig.sh "$(CURDIR)/$(OUT)" "$(CURDIR)/include" $(OUT)/pkgconfig
+
+harness: lib
+	$(MAKE) -C c-harness/server
+	$(MAKE) -C c-harness/tests
+
+demo: deps-test harness
+	scripts/demo.py --db $(DB)
+
+serve: harness
+	target/harness/server-partyline --port $(PORT) --store sqlite:target/serve.db
+
+test: deps-test lib harness
+	scripts/test.sh
+
+header:
+	$(CARGO) run --quiet --example header
+
+install: lib
+	install -d "$(DESTDIR)$(PREFIX)/lib/pkgconfig" "$(DESTDIR)$(PREFIX)/include"
+	install -m 755 $(OUT)/libpartyline.so.0 "$(DESTDIR)$(PREFIX)/lib/libpartyline.so.0"
+	ln -sf libpartyline.so.0 "$(DESTDIR)$(PREFIX)/lib/libpartyline.so"
+	install -m 644 $(OUT)/libpartyline.a "$(DESTDIR)$(PREFIX)/lib/libpartyline.a"
+	install -m 644 include/partyline.h "$(DESTDIR)$(PREFIX)/include/partyline.h"
+	scripts/pkgconfig.sh "$(PREFIX)/lib" "$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/lib/pkgconfig"
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+
+clean:
+	$(CARGO) clean

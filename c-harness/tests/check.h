@@ -1,0 +1,115 @@
+/* What the C tests share: a check that names its place, and a tiny SIP client on UDP. */
+#ifndef PARTYLINE_TESTS_CHECK_H
+#define PARTYLINE_TESTS_CHECK_H
+
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <partyline.h>
+
+#define CHECK(condition)                                                                                              \
+    do {                                                                                                              \
+        if (!(condition)) {                                                                                           \
+            fprintf(stderr, "%s:%d: %s: not true (last error: %s)\n", __FILE__, __LINE__, #condition,                 \
+                    partyline_last_error());                                                                          \
+            exit(1);                                                                                                  \
+        }                                                                                                             \
+    } while (0)
+
+#define CHECK_CODE(call, code)                                                                                        \
+    do {                                                                                                              \
+        int check_got = (call);                                                                                       \
+        if (check_got != (code)) {                                                                                    \
+            fprintf(stderr, "%s:%d: %s gave %d (%s), not %d (last error: %s)\n", __FILE__, __LINE__, #call, check_got, \
+                    partyline_strerror(check_got), (code), partyline_last_error());                                   \
+            exit(1);                                                                                                  \
+        }                                                                                                             \
+    } while (0)
+
+#define OK(call) CHECK_CODE(call, PARTYLINE_OK)
+
+/* A UDP socket on 127.0.0.1, connected to `port`. */
+static inline int client_socket(uint16_t port)
+{
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    CHECK(fd >= 0);
+    CHECK(connect(fd, (struct sockaddr *)&to, sizeof to) == 0);
+    return fd;
+}
+
+static inline void client_send(int fd, const char *text, size_t length)
+{
+    CHECK(send(fd, text, length, 0) == (ssize_t)length);
+}
+
+/* The next datagram within `ms` milliseconds, with a NUL at its end; its length, or -1. */
+static inline int client_receive(int fd, char *into, size_t capacity, int ms)
+{
+    struct pollfd wait = {.fd = fd, .events = POLLIN};
+    if (poll(&wait, 1, ms) != 1)
+        return -1;
+    ssize_t got = recv(fd, into, capacity - 1, 0);
+    if (got < 0)
+        return -1;
+    into[got] = 0;
+    return (int)got;
+}
+
+static inline int status_of(const char *response)
+{
+    int status = 0;
+    return sscanf(response, "SIP/2.0 %d ", &status) == 1 ? status : -1;
+}
+
+/* A REGISTER (or another method) of `user`; `contact` NULL: none; `extra`: more header lines, each ending in CRLF. */
+static inline int request(char *into, size_t capacity, const char *method, const char *user, const char *call_id,
+                          unsigned cseq, const char *contact, const char *extra)
+{
+    int length = snprintf(into, capacity,
+                          "%s sip:example.test SIP/2.0\r\n"
+                          "Via: SIP/2.0/UDP 127.0.0.1:9;branch=z9hG4bK%s%u;rport\r\n"
+                          "From: <sip:%s@example.test>;tag=%s\r\n"
+                          "To: <sip:%s@example.test>\r\n"
+                          "Call-ID: %s\r\n"
+                          "CSeq: %u %s\r\n"
+                          "Max-Forwards: 70\r\n"
+                          "%s%s%s%s"
+                          "Content-Length: 0\r\n\r\n",
+                          method, call_id, cseq, user, call_id, user, call_id, cseq, method, contact ? "Contact: " : "",
+                          contact ? contact : "", contact ? "\r\n" : "", extra ? extra : "");
+    CHECK(length > 0 && (size_t)length < capacity);
+    return length;
+}
+
+/* Sends it and waits up to 5 s for the answer, which is left in `into`; the answer's status. */
+static inline int ask(int fd, char *into, size_t capacity, const char *method, const char *user, const char *call_id,
+                      unsigned cseq, const char *contact, const char *extra)
+{
+    int length = request(into, capacity, method, user, call_id, cseq, contact, extra);
+    client_send(fd, into, (size_t)length);
+    CHECK(client_receive(fd, into, capacity, 5000) > 0);
+    return status_of(into);
+}
+
+/* Waits up to 10 s until `*value` is at least `wanted`. */
+static inline int reaches(atomic_int *value, int wanted)
+{
+    for (int i = 0; i < 10000 && atomic_load(value) < wanted; i++)
+        usleep(1000);
+    return atomic_load(value) >= wanted;
+}
+
+#endif

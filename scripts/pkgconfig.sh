@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Writes partyline.pc and partyline-static.pc: scripts/pkgconfig.sh LIBDIR INCLUDEDIR INTO
+set -euo pipefail
+libdir=$1 includedir=$2 into=$3
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml" | head -1)
+mkdir -p "$into"
+# --no-as-needed: a program may need nothing by name and still want the library loaded, since its constructor does the work.
+cat >"$into/partyline.pc" <<PC
+libdir=$libdir
+includedir=$includedir
+
+Name: partyline
+Description: Memory pool, scheduler, transport, transaction engine and cached registrar for C SIP servers on osip2
+Version: $version
+Cflags: -I\${includedir}
+Libs: -L\${libdir} -Wl,--push-state,--no-as-needed -lpartyline -Wl,--pop-state
+PC
+# -u: the archive's member with the constructor is taken in even when the program names nothing of ours.
+cat >"$into/partyline-static.pc" <<PC
+libdir=$libdir
+includedir=$includedir
+
+Name: partyline-static
+Description: Partyline as an archive; name it before libosip2
+Version: $version
+Cflags: -I\${includedir}
+Libs: -Wl,-u,partyline_constructor \${libdir}/libpartyline.a
+Libs.private: -lpthread -ldl -lm -lgcc_s
+PC

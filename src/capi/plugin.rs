@@ -1,0 +1,148 @@
+//! Plugins: C callbacks in the engine's chain.
+
+use std::ffi::{c_char, c_int, c_void};
+
+use super::PARTYLINE_OK;
+use super::engine::{engine, partyline_engine};
+use super::message::{self, partyline_message};
+use crate::engine::{Exchange, Handler, Methods, Phase, Plugin, Policy, Verdict};
+use crate::ffi::{self, entry};
+
+/// The plugin passes the message on to the next one.
+pub const PARTYLINE_NEXT: c_int = 0;
+/// The plugin is done with the message: it has answered it, or does not want it answered.
+pub const PARTYLINE_DONE: c_int = 1;
+/// The plugin finishes the message later: it holds a message of partyline_message_defer(), or a function of the library
+/// returned PARTYLINE_PENDING and the callback hands that on.
+pub const PARTYLINE_PENDING: c_int = 2;
+
+/// One call at a time, in order of arrival. The default, safe for legacy code.
+pub const PARTYLINE_SERIAL: c_int = 0;
+/// One call at a time per Call-ID.
+pub const PARTYLINE_KEYED_CALL_ID: c_int = 1;
+/// One call at a time per address-of-record (To of REGISTER, else the request URI).
+pub const PARTYLINE_KEYED_AOR: c_int = 2;
+/// Any number of calls at once.
+pub const PARTYLINE_PARALLEL: c_int = 3;
+
+/// Phases of the chain; within a phase plugins are called in order of registration.
+pub const PARTYLINE_FIRST: c_int = 0;
+/// The middle of the chain.
+pub const PARTYLINE_NORMAL: c_int = 1;
+/// After all others, before the engine's own registrar.
+pub const PARTYLINE_LAST: c_int = 2;
+
+/// Looks at a message, and returns PARTYLINE_NEXT, PARTYLINE_DONE or PARTYLINE_PENDING; anything else counts as
+/// PARTYLINE_DONE and is reported in the log. A request that nobody answers gets 501 at the end of the chain.
+pub type partyline_callback = Option<unsafe extern "C" fn(user: *mut c_void, message: *mut partyline_message) -> c_int>;
+
+/// What a plugin is. Set all to zero first, then `size`; fields that a later version adds are then zero.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct partyline_plugin {
+    /// sizeof(partyline_plugin).
+    pub size: usize,
+    /// 1.
+    pub version: u32,
+    /// PARTYLINE_SERIAL and so on.
+    pub policy: c_int,
+    /// PARTYLINE_FIRST and so on.
+    pub phase: c_int,
+    /// The plugin's name, for the log and the statistics; copied.
+    pub name: *const c_char,
+    /// The methods that it wants to see, separated by commas, "REGISTER,OPTIONS"; NULL: all requests. Copied.
+    pub methods: *const c_char,
+    pub callback: partyline_callback,
+    /// Passed to the callback. It has to live until partyline_engine_free().
+    pub user: *mut c_void,
+    /// A call longer than this many milliseconds is named in the log; 0: the engine's `watchdog` option.
+    pub deadline_ms: u32,
+    /// Most calls at once (PARTYLINE_PARALLEL and keyed); 0: no bound but the number of threads.
+    pub concurrency: u32,
+}
+
+struct Callback {
+    function: unsafe extern "C" fn(*mut c_void, *mut partyline_message) -> c_int,
+    user: *mut c_void,
+}
+
+// SAFETY: the pointer is never used here, only handed back to the caller's function, which the header says may be called
+// on any of the engine's threads, by the policy that the caller chose.
+unsafe impl Send for Callback {}
+// SAFETY: as for Send.
+unsafe impl Sync for Callback {}
+
+impl Handler for Callback {
+    fn call(&self, exchange: &mut Exchange<'_>) -> Verdict {
+        // SAFETY: the function was given with its user pointer by the caller of partyline_plugin_register(), with this
+        // signature; the message is a token that is looked up again when it comes back.
+        let code = message::lend(exchange, |message| unsafe { (self.function)(self.user, message) });
+        match code {
+            PARTYLINE_NEXT => Verdict::Next,
+            PARTYLINE_DONE => Verdict::Done,
+            PARTYLINE_PENDING => Verdict::Pending,
+            other => {
+                tracing::warn!(code = other, "a plugin returned a code that is none of NEXT, DONE, PENDING");
+                Verdict::Done
+            }
+        }
+    }
+}
+
+/// Adds a plugin to the engine's chain, before partyline_engine_start(). The struct is copied.
+/// PARTYLINE_EINVAL: a size or version that is not known, no name, no callback, an unknown policy, phase or method list.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn partyline_plugin_register(
+    engine: *mut partyline_engine,
+    plugin: *const partyline_plugin,
+) -> c_int {
+    entry("partyline_plugin_register", || {
+        let engine = self::engine(engine)?;
+        if plugin.is_null() {
+            return Err(ffi::Error::invalid("plugin is NULL"));
+        }
+        // SAFETY: not NULL, and its first field can be read whatever the version.
+        let size = unsafe { (*plugin).size };
+        if size != size_of::<partyline_plugin>() {
+            let known = size_of::<partyline_plugin>();
+            return Err(ffi::Error::invalid(format!("plugin.size is {size}, this library knows {known}")));
+        }
+        // SAFETY: it has the size of the struct, so it was compiled against this header.
+        let plugin = unsafe { plugin.read() };
+        if plugin.version != 1 {
+            return Err(ffi::Error::invalid(format!("plugin.version is {}, this library knows 1", plugin.version)));
+        }
+        // SAFETY: strings that live during the call.
+        let name = unsafe { ffi::text(plugin.name, "plugin.name") }?;
+        let methods = if plugin.methods.is_null() {
+            Methods::all()
+        } else {
+            // SAFETY: as above.
+            Methods::parse(unsafe { ffi::text(plugin.methods, "plugin.methods") }?)?
+        };
+        let policy = match plugin.policy {
+            PARTYLINE_SERIAL => Policy::Serial,
+            PARTYLINE_KEYED_CALL_ID => Policy::KeyedByCallId,
+            PARTYLINE_KEYED_AOR => Policy::KeyedByAor,
+            PARTYLINE_PARALLEL => Policy::Parallel,
+            other => return Err(ffi::Error::invalid(format!("plugin.policy is {other}"))),
+        };
+        let phase = match plugin.phase {
+            PARTYLINE_FIRST => Phase::First,
+            PARTYLINE_NORMAL => Phase::Normal,
+            PARTYLINE_LAST => Phase::Last,
+            other => return Err(ffi::Error::invalid(format!("plugin.phase is {other}"))),
+        };
+        let function = plugin.callback.ok_or_else(|| ffi::Error::invalid("plugin.callback is NULL"))?;
+        engine.plug(Plugin {
+            name: name.to_owned(),
+            policy,
+            phase,
+            methods,
+            deadline_ms: plugin.deadline_ms,
+            concurrency: plugin.concurrency,
+            handler: Box::new(Callback { function, user: plugin.user }),
+        })?;
+        Ok(PARTYLINE_OK)
+    })
+}

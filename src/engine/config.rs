@@ -1,0 +1,462 @@
+//! What an engine can be told, by name; the registrar's names follow below.
+
+use std::time::Duration;
+
+use super::bindings::RegistrarOptions;
+use super::settings::{Setting, apply, document, number, show_switch, show_time, switch, time};
+use crate::ffi::Error;
+use crate::registrar::{AuthMode, Mode, WhenBrief, WhenFull};
+
+/// An engine's options. Each field's meaning stands in [`ENGINE`].
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub threads_min: usize,
+    pub threads_max: usize,
+    pub threads_batch: usize,
+    pub keep_alive: Duration,
+    pub worker_threads: usize,
+    pub queue_limit: usize,
+    pub strand_limit: usize,
+    pub deferred_limit: usize,
+    pub watchdog: Duration,
+    pub udp_sockets: usize,
+    pub udp_receive_buffer: usize,
+    pub udp_send_buffer: usize,
+    pub max_message: usize,
+    pub retry_after: u32,
+    pub server: String,
+    pub log: String,
+    pub log_file: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            threads_min: 2,
+            threads_max: 64,
+            threads_batch: 2,
+            keep_alive: Duration::from_secs(30),
+            worker_threads: 8,
+            queue_limit: 65_536,
+            strand_limit: 1_024,
+            deferred_limit: 100_000,
+            watchdog: Duration::from_secs(5),
+            udp_sockets: 1,
+            udp_receive_buffer: 4 << 20,
+            udp_send_buffer: 1 << 20,
+            max_message: 65_000,
+            retry_after: 5,
+            server: String::new(),
+            log: "info".into(),
+            log_file: String::new(),
+        }
+    }
+}
+
+const MILLI: Duration = Duration::from_millis(1);
+const DAY: Duration = Duration::from_secs(86_400);
+const HOUR: Duration = Duration::from_secs(3600);
+
+pub const ENGINE: &[Setting<Config>] = &[
+    Setting {
+        name: "threads.min",
+        help: "Threads that serve the sockets, at least; started with the engine.",
+        set: |c, v| number(v, 1, 1024).map(|n| c.threads_min = n),
+        show: |c| c.threads_min.to_string(),
+    },
+    Setting {
+        name: "threads.max",
+        help: "The most threads that serve the sockets; a plugin that blocks costs one of them.",
+        set: |c, v| number(v, 1, 1024).map(|n| c.threads_max = n),
+        show: |c| c.threads_max.to_string(),
+    },
+    Setting {
+        name: "threads.batch",
+        help: "Threads that are started at once when more are needed.",
+        set: |c, v| number(v, 1, 64).map(|n| c.threads_batch = n),
+        show: |c| c.threads_batch.to_string(),
+    },
+    Setting {
+        name: "threads.keep_alive",
+        help: "A thread above the minimum ends after being idle for this long.",
+        set: |c, v| time(v, Duration::from_millis(10), HOUR).map(|t| c.keep_alive = t),
+        show: |c| show_time(c.keep_alive),
+    },
+    Setting {
+        name: "worker.threads",
+        help: "The most threads of the group WORKER (partyline_post, timers); they start when needed.",
+        set: |c, v| number(v, 1, 1024).map(|n| c.worker_threads = n),
+        show: |c| c.worker_threads.to_string(),
+    },
+    Setting {
+        name: "queue_limit",
+        help: "Posted events and resumed messages that may wait for a thread, per group; past it PARTYLINE_EFULL or 503.",
+        set: |c, v| number(v, 1, 10_000_000).map(|n| c.queue_limit = n),
+        show: |c| c.queue_limit.to_string(),
+    },
+    Setting {
+        name: "strand_limit",
+        help: "Messages that may wait for one strand of a serial or keyed plugin; past it 503 with Retry-After.",
+        set: |c, v| number(v, 1, 10_000_000).map(|n| c.strand_limit = n),
+        show: |c| c.strand_limit.to_string(),
+    },
+    Setting {
+        name: "deferred_limit",
+        help: "Messages that plugins may keep deferred at once; past it partyline_message_defer gives PARTYLINE_EFULL.",
+        set: |c, v| number(v, 1, 100_000_000).map(|n| c.deferred_limit = n),
+        show: |c| c.deferred_limit.to_string(),
+    },
+    Setting {
+        name: "watchdog",
+        help: "A plugin call that takes longer is named in the log and counted.",
+        set: |c, v| time(v, Duration::from_millis(10), HOUR).map(|t| c.watchdog = t),
+        show: |c| show_time(c.watchdog),
+    },
+    Setting {
+        name: "udp.sockets",
+        help: "Sockets per UDP address (SO_REUSEPORT); more than 1 pays where one core does nothing but read.",
+        set: |c, v| number(v, 1, 64).map(|n| c.udp_sockets = n),
+        show: |c| c.udp_sockets.to_string(),
+    },
+    Setting {
+        name: "udp.receive_buffer",
+        help: "SO_RCVBUF in bytes; 0 leaves the system's default. The system may give less (net.core.rmem_max).",
+        set: |c, v| number(v, 0, 1 << 30).map(|n| c.udp_receive_buffer = n),
+        show: |c| c.udp_receive_buffer.to_string(),
+    },
+    Setting {
+        name: "udp.send_buffer",
+        help: "SO_SNDBUF in bytes; 0 leaves the system's default.",
+        set: |c, v| number(v, 0, 1 << 30).map(|n| c.udp_send_buffer = n),
+        show: |c| c.udp_send_buffer.to_string(),
+    },
+    Setting {
+        name: "max_message",
+        help: "A longer datagram is dropped and counted, in bytes.",
+        set: |c, v| number(v, 512, 65_535).map(|n| c.max_message = n),
+        show: |c| c.max_message.to_string(),
+    },
+    Setting {
+        name: "retry_after",
+        help: "Seconds in the Retry-After header of a 503.",
+        set: |c, v| number(v, 1, 3600).map(|n| c.retry_after = n),
+        show: |c| c.retry_after.to_string(),
+    },
+    Setting {
+        name: "server",
+        help: "Text of a Server header in every answer; empty: none.",
+        set: |c, v| {
+            if v.len() > 128 || v.bytes().any(|b| b.is_ascii_control()) {
+                return Err("give at most 128 bytes without control characters".into());
+            }
+            v.clone_into(&mut c.server);
+            Ok(())
+        },
+        show: |c| c.server.clone(),
+    },
+    Setting {
+        name: "log",
+        help: "The least level that is logged: off, error, warn, info, debug, trace. PARTYLINE_LOG wins.",
+        set: |c, v| {
+            if !["off", "error", "warn", "info", "debug", "trace"].contains(&v) {
+                return Err("give off, error, warn, info, debug or trace".into());
+            }
+            v.clone_into(&mut c.log);
+            Ok(())
+        },
+        show: |c| c.log.clone(),
+    },
+    Setting {
+        name: "log_file",
+        help: "Where the log goes; empty: stderr.",
+        set: |c, v| {
+            v.clone_into(&mut c.log_file);
+            Ok(())
+        },
+        show: |c| c.log_file.clone(),
+    },
+];
+
+/// A registrar's options.
+pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
+    Setting {
+        name: "mode",
+        help: "What a crash can lose: memory (all), write_back (the changes of one `flush_interval`), write_through (nothing that was answered).",
+        set: |c, v| match v {
+            "memory" => {
+                c.0.mode = Mode::Memory;
+                Ok(())
+            }
+            "write_back" => {
+                c.0.mode = Mode::WriteBack;
+                Ok(())
+            }
+            "write_through" => {
+                c.0.mode = Mode::WriteThrough;
+                Ok(())
+            }
+            _ => Err("give memory, write_back or write_through".into()),
+        },
+        show: |c| {
+            match c.0.mode {
+                Mode::Memory => "memory",
+                Mode::WriteBack => "write_back",
+                Mode::WriteThrough => "write_through",
+            }
+            .into()
+        },
+    },
+    Setting {
+        name: "auth",
+        help: "Who may pass: none (everybody), user (who stands in the table subscriber), digest (who knows the password, RFC 8760).",
+        set: |c, v| match v {
+            "none" => {
+                c.0.auth = AuthMode::None;
+                Ok(())
+            }
+            "user" => {
+                c.0.auth = AuthMode::UserExists;
+                Ok(())
+            }
+            "digest" => {
+                c.0.auth = AuthMode::Digest;
+                Ok(())
+            }
+            _ => Err("give none, user or digest".into()),
+        },
+        show: |c| {
+            match c.0.auth {
+                AuthMode::None => "none",
+                AuthMode::UserExists => "user",
+                AuthMode::Digest => "digest",
+            }
+            .into()
+        },
+    },
+    Setting {
+        name: "realm",
+        help: "The realm of a challenge; empty: the domain of the address-of-record.",
+        set: |c, v| {
+            if v.len() > 128 || v.bytes().any(|b| b.is_ascii_control() || b == b'"' || b == b'\\') {
+                return Err("give at most 128 bytes without quotes, backslashes and control characters".into());
+            }
+            v.clone_into(&mut c.0.realm);
+            Ok(())
+        },
+        show: |c| c.0.realm.clone(),
+    },
+    Setting {
+        name: "expires.default",
+        help: "Seconds for a contact that asks for none.",
+        set: |c, v| number(v, 1, u32::MAX).map(|n| c.0.default_expires = n),
+        show: |c| c.0.default_expires.to_string(),
+    },
+    Setting {
+        name: "expires.min",
+        help: "Fewer seconds than these are refused or raised, see `expires.brief`.",
+        set: |c, v| number(v, 0, 3600).map(|n| c.0.min_expires = n),
+        show: |c| c.0.min_expires.to_string(),
+    },
+    Setting {
+        name: "expires.max",
+        help: "More seconds than these are lowered to these.",
+        set: |c, v| number(v, 1, u32::MAX).map(|n| c.0.max_expires = n),
+        show: |c| c.0.max_expires.to_string(),
+    },
+    Setting {
+        name: "expires.brief",
+        help: "An interval below the minimum: refuse (423 with Min-Expires), or raise to the minimum.",
+        set: |c, v| match v {
+            "refuse" => {
+                c.0.when_brief = WhenBrief::Refuse;
+                Ok(())
+            }
+            "raise" => {
+                c.0.when_brief = WhenBrief::Raise;
+                Ok(())
+            }
+            _ => Err("give refuse or raise".into()),
+        },
+        show: |c| {
+            match c.0.when_brief {
+                WhenBrief::Refuse => "refuse",
+                WhenBrief::Raise => "raise",
+            }
+            .into()
+        },
+    },
+    Setting {
+        name: "contacts.max",
+        help: "Bindings that an address-of-record may have.",
+        set: |c, v| number(v, 1, 1000).map(|n| c.0.max_contacts = n),
+        show: |c| c.0.max_contacts.to_string(),
+    },
+    Setting {
+        name: "contacts.full",
+        help: "One contact more than `contacts.max`: refuse (503 with Retry-After), or replace the one that ends soonest.",
+        set: |c, v| match v {
+            "refuse" => {
+                c.0.when_full = WhenFull::Refuse;
+                Ok(())
+            }
+            "replace" => {
+                c.0.when_full = WhenFull::ReplaceSoonest;
+                Ok(())
+            }
+            _ => Err("give refuse or replace".into()),
+        },
+        show: |c| {
+            match c.0.when_full {
+                WhenFull::Refuse => "refuse",
+                WhenFull::ReplaceSoonest => "replace",
+            }
+            .into()
+        },
+    },
+    Setting {
+        name: "retry_after",
+        help: "Seconds in the Retry-After header of the registrar's 503.",
+        set: |c, v| number(v, 1, 3600).map(|n| c.0.retry_after = n),
+        show: |c| c.0.retry_after.to_string(),
+    },
+    Setting {
+        name: "use_domain",
+        help: "Whether the domain belongs to the key of an address-of-record (Kamailio's use_domain).",
+        set: |c, v| switch(v).map(|on| c.0.use_domain = on),
+        show: |c| show_switch(c.0.use_domain),
+    },
+    Setting {
+        name: "preload",
+        help: "Reads the whole table at start, while requests are answered already; then a miss needs no SELECT. For one server on its database.",
+        set: |c, v| switch(v).map(|on| c.0.preload = on),
+        show: |c| show_switch(c.0.preload),
+    },
+    Setting {
+        name: "known_empty",
+        help: "Without `preload`: addresses-of-record that are remembered to have no bindings.",
+        set: |c, v| number(v, 0, 100000000).map(|n| c.0.known_empty = n),
+        show: |c| c.0.known_empty.to_string(),
+    },
+    Setting {
+        name: "shards",
+        help: "Locks of the cache, rounded up to a power of two.",
+        set: |c, v| number(v, 1, 65536).map(|n| c.0.shards = n),
+        show: |c| c.0.shards.to_string(),
+    },
+    Setting {
+        name: "writers",
+        help: "Connections that write; 0: as the store proposes (MySQL 2, SQLite 1).",
+        set: |c, v| number(v, 0, 64).map(|n| c.0.writers = n),
+        show: |c| c.0.writers.to_string(),
+    },
+    Setting {
+        name: "batch",
+        help: "Changes per transaction.",
+        set: |c, v| number(v, 1, 10000).map(|n| c.0.batch = n),
+        show: |c| c.0.batch.to_string(),
+    },
+    Setting {
+        name: "flush_interval",
+        help: "How often write_back writes.",
+        set: |c, v| time(v, Duration::from_millis(10), HOUR).map(|t| c.0.flush_interval = t),
+        show: |c| show_time(c.0.flush_interval),
+    },
+    Setting {
+        name: "queue",
+        help: "Changes that may wait for one writer in write_through; past it 503.",
+        set: |c, v| number(v, 1, 10000000).map(|n| c.0.queue = n),
+        show: |c| c.0.queue.to_string(),
+    },
+    Setting {
+        name: "commit_timeout",
+        help: "How long a REGISTER may wait for its commit, or to be loaded; then 503.",
+        set: |c, v| time(v, Duration::from_millis(10), HOUR).map(|t| c.0.commit_timeout = t),
+        show: |c| show_time(c.0.commit_timeout),
+    },
+    Setting {
+        name: "load_queue",
+        help: "Requests that may wait to be loaded; past it 503.",
+        set: |c, v| number(v, 1, 10000000).map(|n| c.0.load_queue = n),
+        show: |c| c.0.load_queue.to_string(),
+    },
+    Setting {
+        name: "close_timeout",
+        help: "How long closing waits for what is still to be written.",
+        set: |c, v| time(v, MILLI, HOUR).map(|t| c.0.close_timeout = t),
+        show: |c| show_time(c.0.close_timeout),
+    },
+    Setting {
+        name: "user_ttl",
+        help: "How long a row of subscriber is trusted without being read again.",
+        set: |c, v| time(v, MILLI, DAY).map(|t| c.0.user_ttl = t),
+        show: |c| show_time(c.0.user_ttl),
+    },
+    Setting {
+        name: "no_user_ttl",
+        help: "How long a user is remembered not to exist.",
+        set: |c, v| time(v, MILLI, DAY).map(|t| c.0.no_user_ttl = t),
+        show: |c| show_time(c.0.no_user_ttl),
+    },
+    Setting {
+        name: "user_cache",
+        help: "Users remembered, existing or not.",
+        set: |c, v| number(v, 1, 100000000).map(|n| c.0.user_cache = n),
+        show: |c| c.0.user_cache.to_string(),
+    },
+    Setting {
+        name: "nonce_ttl",
+        help: "How long a nonce of digest authentication can be used.",
+        set: |c, v| time(v, Duration::from_secs(1), DAY).map(|t| c.0.nonce_ttl = t),
+        show: |c| show_time(c.0.nonce_ttl),
+    },
+];
+
+/// Sets a registrar's option by name.
+pub fn set_registrar_option(options: &mut RegistrarOptions, name: &str, value: &str) -> Result<(), Error> {
+    apply(REGISTRAR, options, name, value)
+}
+
+/// docs/options.md: every option with its default.
+pub fn options_document() -> String {
+    format!(
+        "# Options\n\nSet by name before the start. A value that cannot be used is refused with a sentence that says what \
+         can be.\n\n## Engine: `partyline_engine_set`\n\n{}\n## Registrar: `partyline_registrar_set`\n\n{}",
+        document(ENGINE),
+        document(REGISTRAR)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each default is a value that its own parser takes, and gives the same again.
+    #[test]
+    fn defaults_can_be_said() {
+        fn check<T: Default>(table: &[Setting<T>]) {
+            let mut names: Vec<&str> = table.iter().map(|s| s.name).collect();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), table.len(), "a name stands twice");
+            for s in table {
+                let mut options = T::default();
+                let shown = (s.show)(&options);
+                (s.set)(&mut options, &shown).unwrap_or_else(|why| panic!("{}: {shown}: {why}", s.name));
+                assert_eq!((s.show)(&options), shown, "{}", s.name);
+            }
+        }
+        check(ENGINE);
+        check(REGISTRAR);
+    }
+
+    #[test]
+    fn the_documentation_is_not_stale() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/options.md");
+        let fresh = options_document();
+        if std::env::var_os("PARTYLINE_WRITE_DOCS").is_some() {
+            std::fs::write(path, &fresh).unwrap();
+        }
+        let written = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(written == fresh, "docs/options.md is stale: run the tests once with PARTYLINE_WRITE_DOCS=1");
+    }
+}

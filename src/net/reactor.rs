@@ -1,0 +1,250 @@
+//! The event source that the leader waits on: mio's poll, a waker, and the marks.
+//!
+//! mio is edge-triggered: the system speaks once per arrival, so what was announced and not read has to be remembered
+//! here. A handle that may still be readable carries a *mark*; [`Reactor::wait`] hands out marks before it sleeps, and
+//! with marks in hand it looks at the poll without waiting, so that a busy socket does not starve the others.
+//!
+//! # Why nothing is lost
+//! The sleeper publishes `polling = true`, then looks at the marks and at `requested`; a marker (or waker) publishes
+//! its mark first and then looks at `polling`. All four are sequentially consistent, so at least one of the two sees
+//! the other: either the sleeper does not sleep, or the marker writes to the waker, which the poll does not forget. A
+//! mark set while nobody polls costs no system call.
+//!
+//! Events handed out and not handled (the leader gave leadership away first) go back by [`Ready::give_back`], which
+//! dropping a [`Ready`] or waiting with it again does as well.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use mio::{Events, Interest, Poll, Registry, Token, Waker};
+use parking_lot::{Mutex, RwLock};
+
+use super::udp::UdpListener;
+use crate::observe::{Counter, Text};
+
+/// The waker's token; no handle gets it.
+const WAKER: Token = Token(usize::MAX);
+/// Events taken from the system in one call.
+const EVENTS: usize = 256;
+
+/// A handle that may be read.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum Event {
+    /// A free handle: others may be reading it too.
+    Udp(Arc<UdpListener>),
+}
+
+/// What one wait brought. Kept by the leader and used again.
+#[derive(Default)]
+pub struct Ready {
+    events: Vec<Event>,
+    woken: bool,
+}
+
+impl Ready {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The next event to be handled.
+    pub fn pop(&mut self) -> Option<Event> {
+        self.events.pop()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Whether [`Reactor::wake`] was called since the wait before.
+    pub fn woken(&self) -> bool {
+        self.woken
+    }
+
+    /// Puts what was not popped before the next leader. To be done before leadership is given away.
+    pub fn give_back(&mut self) {
+        for event in self.events.drain(..) {
+            match event {
+                Event::Udp(listener) => listener.mark.set(),
+            }
+        }
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+/// A handle's 'maybe readable' flag. Does nothing until the handle is registered.
+#[derive(Default)]
+pub(super) struct Mark {
+    set: AtomicBool,
+    home: Option<(Arc<Signal>, Token)>,
+}
+
+impl Mark {
+    pub(super) fn set(&self) {
+        if let Some((signal, token)) = &self.home {
+            // Once in the queue is enough; the flag falls when the leader takes it out, before anybody reads.
+            if !self.set.swap(true, Ordering::SeqCst) {
+                signal.marked.lock().push(*token);
+                signal.marks.inc();
+                signal.interrupt();
+            }
+        }
+    }
+
+    fn clear(&self) {
+        self.set.store(false, Ordering::SeqCst);
+    }
+}
+
+/// What markers and wakers share with the sleeper.
+struct Signal {
+    waker: Waker,
+    polling: AtomicBool,
+    requested: AtomicBool,
+    marked: Mutex<Vec<Token>>,
+    marks: Counter,
+    wakes: Counter,
+}
+
+impl Signal {
+    /// Ends a sleep, if there is one.
+    fn interrupt(&self) {
+        if self.polling.load(Ordering::SeqCst) {
+            self.wakes.inc();
+            if let Err(error) = self.waker.wake() {
+                // eventfd's counter cannot run over here, and the descriptor lives as long as self.
+                tracing::error!(%error, "the waker failed");
+            }
+        }
+    }
+}
+
+/// What the leader alone uses.
+struct Sleeper {
+    poll: Poll,
+    events: Events,
+    // Swapped with the queue, so that neither allocates once both have grown.
+    marked: Vec<Token>,
+}
+
+/// See the module. All methods may be called from any thread; only one at a time gets through [`Reactor::wait`].
+pub struct Reactor {
+    sleeper: Mutex<Sleeper>,
+    registry: Registry,
+    signal: Arc<Signal>,
+    // Index is token. Slots are not used again: listeners are few, and a stale event must not find a new one.
+    listeners: RwLock<Vec<Option<Event>>>,
+    waits: Counter,
+}
+
+impl Reactor {
+    pub fn new() -> io::Result<Reactor> {
+        let poll = Poll::new()?;
+        let registry = poll.registry().try_clone()?;
+        let waker = Waker::new(&registry, WAKER)?;
+        Ok(Reactor {
+            sleeper: Mutex::new(Sleeper { poll, events: Events::with_capacity(EVENTS), marked: Vec::new() }),
+            registry,
+            signal: Arc::new(Signal {
+                waker,
+                polling: AtomicBool::new(false),
+                requested: AtomicBool::new(false),
+                marked: Mutex::new(Vec::new()),
+                marks: Counter::new(),
+                wakes: Counter::new(),
+            }),
+            listeners: RwLock::new(Vec::new()),
+            waits: Counter::new(),
+        })
+    }
+
+    /// Waits for the listener from now on; what has arrived already is reported too.
+    pub fn add_udp(&self, mut listener: UdpListener) -> io::Result<Arc<UdpListener>> {
+        let mut listeners = self.listeners.write();
+        let token = Token(listeners.len());
+        let (socket, mark) = listener.parts_mut();
+        mark.home = Some((Arc::clone(&self.signal), token));
+        self.registry.register(socket, token, Interest::READABLE)?;
+        let listener = Arc::new(listener);
+        listeners.push(Some(Event::Udp(Arc::clone(&listener))));
+        Ok(listener)
+    }
+
+    /// Reports the listener no more. Its socket closes when the last [`Arc`] is gone; answers can be sent until then.
+    pub fn remove_udp(&self, listener: &Arc<UdpListener>) {
+        for slot in self.listeners.write().iter_mut() {
+            if matches!(slot, Some(Event::Udp(known)) if Arc::ptr_eq(known, listener)) {
+                *slot = None;
+            }
+        }
+    }
+
+    /// Waits until a handle is ready, [`Reactor::wake`] is called, or `timeout` has passed (`None`: without limit);
+    /// fills `ready`, whose unhandled events are handed out again. For the leader.
+    pub fn wait(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
+        ready.give_back();
+        let signal = &*self.signal;
+        let sleeper = &mut *self.sleeper.lock();
+        self.waits.inc();
+
+        signal.polling.store(true, Ordering::SeqCst);
+        let busy = signal.requested.load(Ordering::SeqCst) || !signal.marked.lock().is_empty();
+        let timeout = if busy { Some(Duration::ZERO) } else { timeout };
+        let result = sleeper.poll.poll(&mut sleeper.events, timeout);
+        signal.polling.store(false, Ordering::SeqCst);
+        ready.woken = signal.requested.swap(false, Ordering::SeqCst);
+        match result {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            Err(_) => sleeper.events.clear(),
+            Ok(()) => {}
+        }
+
+        // Marks taken out fall before anybody reads: one set from now on is a new one.
+        sleeper.marked.clear();
+        std::mem::swap(&mut sleeper.marked, &mut *signal.marked.lock());
+        let listeners = self.listeners.read();
+        let find = |token: Token| listeners.get(token.0).and_then(Option::as_ref);
+        // Events are popped from the end. New ones go to the front and marks keep their order, which makes a leader
+        // that handles one event per wait and gives the others back go round all of them.
+        for event in sleeper.events.iter() {
+            if !sleeper.marked.contains(&event.token()) {
+                ready.events.extend(find(event.token()).cloned());
+            }
+        }
+        for &token in &sleeper.marked {
+            if let Some(event) = find(token) {
+                let Event::Udp(listener) = event;
+                listener.mark.clear();
+                ready.events.push(event.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the current wait, or the next one, return at once and say [`Ready::woken`]. Calls between two waits count
+    /// as one; a call while nobody waits costs no system call.
+    pub fn wake(&self) {
+        if !self.signal.requested.swap(true, Ordering::SeqCst) {
+            self.signal.interrupt();
+        }
+    }
+
+    pub fn metrics(&self, out: &mut Text) {
+        out.counter("partyline_reactor_waits_total", "Calls of the system's poll.", &[], self.waits.get());
+        let help = "Handles put before the next leader because they were not read to the end.";
+        out.counter("partyline_reactor_marks_total", help, &[], self.signal.marks.get());
+        let help = "Sleeping leaders woken by a mark, a posted event or a stop.";
+        out.counter("partyline_reactor_wakes_total", help, &[], self.signal.wakes.get());
+    }
+}

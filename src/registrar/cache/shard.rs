@@ -1,0 +1,463 @@
+//! One shard: the records of the addresses-of-record that hash to it, under one lock.
+//!
+//! ```text
+//!   table:   hash -> slot                     4 bytes per record
+//!   records: [slot] Record { aor, tag, alarm, handed, flags, bindings }   in chunks, so that growing copies nothing
+//!   alarms:  heap of (second, slot)           what may expire, soonest first
+//!   dirty:   [slot]                           what the writer has still to be told of
+//!   empties: [slot]                           known to have no bindings, oldest first (only while the cache is lazy)
+//! ```
+//! Each list may hold stale slots; the record's own fields decide (`alarm`, `queued`, `listed`). So nothing is searched
+//! for in a list, and a refresh that moves an expiry to a later time touches no list at all.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use hashbrown::HashTable;
+
+use super::binding::{Binding, BindingView, Bindings, State};
+use super::intern::Agents;
+use crate::registrar::store::{Aor, Change, Row};
+
+const CHUNK: usize = 32;
+
+/// What is done about the database when a binding changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Policy {
+    /// There is none.
+    Never,
+    /// The change is marked; the writer fetches the last state.
+    Later,
+    /// The change is handed over now.
+    Now,
+}
+
+/// Where changes are handed over.
+pub(crate) type Emit<'f> = &'f mut dyn FnMut(&Change<'_>);
+
+#[derive(Default)]
+struct Record {
+    /// Empty: this slot is free.
+    aor: Box<[u8]>,
+    tag: u32,
+    /// The second of this record's valid entry in `alarms`; 0: it has none.
+    alarm: u32,
+    /// The ticket of its last change, cut to 32 bits (see `Partition`).
+    handed: u32,
+    /// Its entry in `dirty` is valid.
+    queued: bool,
+    /// Its entry in `empties` is valid.
+    listed: bool,
+    bindings: Bindings,
+}
+
+#[derive(Default)]
+pub(crate) struct Shard {
+    table: HashTable<u32>,
+    chunks: Vec<Box<[Record]>>,
+    free: Vec<u32>,
+    agents: Agents,
+    alarms: BinaryHeap<Reverse<(u32, u32)>>,
+    dirty: VecDeque<u32>,
+    empties: VecDeque<u32>,
+    /// Bindings that are not Gone.
+    bindings: usize,
+}
+
+/// What a shard holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Levels {
+    pub records: usize,
+    pub bindings: usize,
+    pub dirty: usize,
+}
+
+fn spread(tag: u32) -> u64 {
+    // The table takes its bucket from the low bits and its control byte from the high ones: both must depend on the tag.
+    u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+impl Shard {
+    fn record(&self, slot: u32) -> &Record {
+        &self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]
+    }
+
+    fn record_mut(&mut self, slot: u32) -> &mut Record {
+        &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]
+    }
+
+    pub fn find(&self, tag: u32, aor: &[u8]) -> Option<u32> {
+        self.table
+            .find(spread(tag), |slot| {
+                let record = self.record(*slot);
+                record.tag == tag && *record.aor == *aor
+            })
+            .copied()
+    }
+
+    /// A record without bindings. There must be none for this address-of-record.
+    pub fn create(&mut self, tag: u32, aor: &[u8], handed: u32) -> u32 {
+        debug_assert!(self.find(tag, aor).is_none() && !aor.is_empty());
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None => {
+                let first = (self.chunks.len() * CHUNK) as u32;
+                self.chunks.push((0..CHUNK).map(|_| Record::default()).collect());
+                self.free.extend((first + 1..first + CHUNK as u32).rev());
+                first
+            }
+        };
+        *self.record_mut(slot) = Record { aor: aor.into(), tag, handed, ..Record::default() };
+        let chunks = &self.chunks;
+        self.table.insert_unique(spread(tag), slot, |slot| {
+            spread(chunks[*slot as usize / CHUNK][*slot as usize % CHUNK].tag)
+        });
+        slot
+    }
+
+    fn destroy(&mut self, slot: u32) {
+        let tag = self.record(slot).tag;
+        debug_assert!(self.record(slot).bindings.as_slice().is_empty());
+        if let Ok(entry) = self.table.find_entry(spread(tag), |other| *other == slot) {
+            entry.remove();
+        }
+        *self.record_mut(slot) = Record::default();
+        self.free.push(slot);
+    }
+
+    pub fn bindings(&self, slot: u32) -> &[Binding] {
+        self.record(slot).bindings.as_slice()
+    }
+
+    pub fn view<'a>(&'a self, binding: &'a Binding) -> BindingView<'a> {
+        binding.view(&self.agents)
+    }
+
+    pub fn handed(&self, slot: u32) -> u32 {
+        self.record(slot).handed
+    }
+
+    pub fn set_handed(&mut self, slot: u32, ticket: u32) {
+        self.record_mut(slot).handed = ticket;
+    }
+
+    /// Adds the binding that the row describes, or makes the one with its key what the row says.
+    pub fn put(&mut self, slot: u32, row: &Row<'_>, policy: Policy, emit: Emit<'_>) {
+        let record = &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK];
+        match record.bindings.as_mut_slice().iter_mut().find(|b| b.has_key(row)) {
+            Some(binding) => {
+                if binding.state == State::Gone {
+                    self.bindings += 1;
+                }
+                binding.update(row, &mut self.agents);
+                binding.state = match policy {
+                    Policy::Never => State::New,
+                    Policy::Later if binding.state == State::New => State::New,
+                    Policy::Later => State::Dirty,
+                    Policy::Now => State::Synced,
+                };
+            }
+            None => {
+                let state = if policy == Policy::Now { State::Synced } else { State::New };
+                record.bindings.push(Binding::new(row, state, &mut self.agents));
+                self.bindings += 1;
+            }
+        }
+        match policy {
+            Policy::Never => {}
+            Policy::Later => self.mark(slot),
+            Policy::Now => emit(&Change::Upsert(*row)),
+        }
+        self.arm(slot, row.expires);
+    }
+
+    /// Removes a binding; the last one takes its place, so several are removed from the highest index down.
+    pub fn remove(&mut self, slot: u32, index: usize, policy: Policy, emit: Emit<'_>) {
+        let record = &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK];
+        let binding = &mut record.bindings.as_mut_slice()[index];
+        if binding.state == State::Gone {
+            return;
+        }
+        self.bindings -= 1;
+        if policy == Policy::Later && binding.state != State::New {
+            binding.state = State::Gone;
+            self.mark(slot);
+            return;
+        }
+        if policy == Policy::Now {
+            emit(&Change::Delete(binding.key(Aor::split(&record.aor))));
+        }
+        if let Some(mut taken) = record.bindings.swap_remove(index) {
+            taken.release(&mut self.agents);
+        }
+    }
+
+    /// To be called when a record may have lost its last binding. Without bindings it goes as soon as `durable` says that
+    /// its last change is in the database; when nothing else would know that there are none (`keep` is not 0) it stays,
+    /// until `keep` such are younger.
+    pub fn settle(&mut self, slot: u32, keep: usize, durable: &dyn Fn(u32) -> bool) {
+        let record = self.record_mut(slot);
+        if !record.bindings.as_slice().is_empty() {
+            return;
+        }
+        if keep == 0 && durable(record.handed) {
+            self.destroy(slot);
+            return;
+        }
+        if !std::mem::replace(&mut record.listed, true) {
+            self.empties.push_back(slot);
+        }
+        // Two go where one enters, so that the list shrinks to its bound without a walk over it.
+        self.trim(2, keep, durable);
+    }
+
+    /// Lets go of the oldest records without bindings, as [`Shard::settle`] says; looks at `budget` of them at most.
+    pub fn trim(&mut self, budget: usize, keep: usize, durable: &dyn Fn(u32) -> bool) {
+        for _ in 0..budget {
+            if self.empties.len() <= keep {
+                return;
+            }
+            let Some(oldest) = self.empties.pop_front() else { return };
+            let record = self.record_mut(oldest);
+            if !std::mem::take(&mut record.listed) || !record.bindings.as_slice().is_empty() {
+                continue;
+            }
+            if durable(record.handed) {
+                self.destroy(oldest);
+            } else {
+                // A SELECT would still find what is being deleted, and a retransmission has to wait for it.
+                record.listed = true;
+                self.empties.push_back(oldest);
+            }
+        }
+    }
+
+    fn mark(&mut self, slot: u32) {
+        if !std::mem::replace(&mut self.record_mut(slot).queued, true) {
+            self.dirty.push_back(slot);
+        }
+    }
+
+    fn arm(&mut self, slot: u32, second: u32) {
+        let second = second.max(1);
+        let record = self.record_mut(slot);
+        if record.alarm == 0 || second < record.alarm {
+            record.alarm = second;
+            self.alarms.push(Reverse((second, slot)));
+        }
+    }
+
+    /// Removes what has expired; looks at no more than `budget` records. Returns how many bindings expired, and whether
+    /// more is due.
+    pub fn expire(
+        &mut self,
+        now: u32,
+        budget: usize,
+        policy: Policy,
+        settle: &mut dyn FnMut(&mut Shard, u32),
+    ) -> (usize, bool) {
+        let mut expired = 0;
+        for _ in 0..budget {
+            let Some(&Reverse((second, slot))) = self.alarms.peek() else { return (expired, false) };
+            if second > now {
+                return (expired, false);
+            }
+            self.alarms.pop();
+            let record = self.record_mut(slot);
+            if record.alarm != second || record.aor.is_empty() {
+                continue;
+            }
+            record.alarm = 0;
+            for index in (0..record.bindings.as_slice().len()).rev() {
+                let binding = &self.bindings(slot)[index];
+                if binding.state != State::Gone && binding.expires <= now {
+                    self.remove(slot, index, policy, &mut |_| ());
+                    expired += 1;
+                }
+            }
+            let next = self.bindings(slot).iter().filter(|b| b.state != State::Gone).map(|b| b.expires).min();
+            if let Some(next) = next {
+                self.arm(slot, next);
+            }
+            settle(self, slot);
+        }
+        (expired, true)
+    }
+
+    /// Hands over the last state of one record that changed: each change is emitted, then `done` gives the ticket.
+    /// Returns false when there is no such record.
+    pub fn hand_over(&mut self, emit: Emit<'_>, done: &mut dyn FnMut() -> u32) -> Option<u32> {
+        while let Some(slot) = self.dirty.pop_front() {
+            let record = &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK];
+            if !std::mem::take(&mut record.queued) {
+                continue;
+            }
+            let mut emitted = false;
+            for index in (0..record.bindings.as_slice().len()).rev() {
+                let aor = Aor::split(&record.aor);
+                let binding = &mut record.bindings.as_mut_slice()[index];
+                match binding.state {
+                    State::Synced => continue,
+                    State::New | State::Dirty => {
+                        binding.state = State::Synced;
+                        emit(&Change::Upsert(binding.row(aor, &self.agents)));
+                    }
+                    State::Gone => {
+                        emit(&Change::Delete(binding.key(aor)));
+                        if let Some(mut taken) = record.bindings.swap_remove(index) {
+                            taken.release(&mut self.agents);
+                        }
+                    }
+                }
+                emitted = true;
+            }
+            if emitted {
+                record.handed = done();
+                return Some(slot);
+            }
+        }
+        None
+    }
+
+    /// Takes rows in as the database has them. What has expired is kept as Gone, so that the writer deletes it.
+    pub fn take_in(&mut self, slot: u32, row: &Row<'_>, now: u32) {
+        let record = &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK];
+        let gone = row.expires <= now;
+        let state = if gone { State::Gone } else { State::Synced };
+        record.bindings.push(Binding::new(row, state, &mut self.agents));
+        if gone {
+            self.mark(slot);
+        } else {
+            self.bindings += 1;
+            self.arm(slot, row.expires);
+        }
+    }
+
+    pub fn has_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    pub fn levels(&self) -> Levels {
+        Levels { records: self.table.len(), bindings: self.bindings, dirty: self.dirty.len() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registrar::store::{Key, NO_METHODS, NO_Q};
+
+    fn row<'a>(aor: &'a [u8], contact: &'a [u8], expires: u32) -> Row<'a> {
+        Row {
+            key: Key { aor: Aor::split(aor), contact, instance: b"", reg_id: 0 },
+            expires,
+            cseq: 1,
+            q: NO_Q,
+            methods: NO_METHODS,
+            call_id: b"c",
+            user_agent: b"agent",
+            ..Row::default()
+        }
+    }
+
+    fn settle_complete(shard: &mut Shard, slot: u32) {
+        shard.settle(slot, 0, &|_| true);
+    }
+
+    fn changes(shard: &mut Shard) -> Vec<String> {
+        let mut out = Vec::new();
+        while shard
+            .hand_over(
+                &mut |change| {
+                    out.push(match change {
+                        Change::Upsert(r) => format!("+{}@{}", String::from_utf8_lossy(r.key.contact), r.expires),
+                        Change::Delete(k) => format!("-{}", String::from_utf8_lossy(k.contact)),
+                        Change::Barrier => "|".into(),
+                    })
+                },
+                &mut || 0,
+            )
+            .is_some()
+        {}
+        out
+    }
+
+    #[test]
+    fn ten_thousand_records_are_found_and_expire_in_order_and_leave_nothing() {
+        let mut shard = Shard::default();
+        for i in 0..10_000u32 {
+            let aor = format!("u{i}@d");
+            let slot = shard.create(i.wrapping_mul(2_654_435_761), aor.as_bytes(), 0);
+            shard.put(slot, &row(aor.as_bytes(), b"sip:c", 100 + i % 50), Policy::Never, &mut |_| ());
+        }
+        for i in 0..10_000u32 {
+            assert!(shard.find(i.wrapping_mul(2_654_435_761), format!("u{i}@d").as_bytes()).is_some());
+            assert!(shard.find(i.wrapping_mul(2_654_435_761), format!("v{i}@d").as_bytes()).is_none());
+        }
+        assert_eq!(shard.expire(99, usize::MAX, Policy::Never, &mut settle_complete), (0, false));
+        for second in 100..150 {
+            assert_eq!(shard.expire(second, usize::MAX, Policy::Never, &mut settle_complete), (200, false));
+        }
+        assert_eq!(shard.levels(), Levels::default());
+        assert_eq!(shard.free.len(), shard.chunks.len() * CHUNK);
+    }
+
+    #[test]
+    fn a_refresh_moves_the_alarm_without_an_entry_and_a_shorter_one_is_kept() {
+        let mut shard = Shard::default();
+        let slot = shard.create(1, b"u@d", 0);
+        for expires in [100, 200, 300] {
+            shard.put(slot, &row(b"u@d", b"sip:c", expires), Policy::Never, &mut |_| ());
+        }
+        assert_eq!(shard.alarms.len(), 1);
+        assert_eq!(shard.expire(299, 100, Policy::Never, &mut settle_complete), (0, false));
+        shard.put(slot, &row(b"u@d", b"sip:c", 250), Policy::Never, &mut |_| ());
+        assert_eq!(shard.expire(250, 100, Policy::Never, &mut settle_complete), (1, false));
+        assert_eq!(shard.expire(1000, 100, Policy::Never, &mut settle_complete), (0, false));
+        assert!(shard.alarms.is_empty());
+    }
+
+    #[test]
+    fn only_the_last_state_is_handed_over() {
+        let mut shard = Shard::default();
+        let slot = shard.create(1, b"u@d", 0);
+        let no = &mut |_: &Change<'_>| ();
+        shard.put(slot, &row(b"u@d", b"a", 10), Policy::Later, no);
+        shard.put(slot, &row(b"u@d", b"a", 20), Policy::Later, no);
+        shard.put(slot, &row(b"u@d", b"b", 20), Policy::Later, no);
+        shard.remove(slot, 1, Policy::Later, no);
+        assert_eq!(changes(&mut shard), ["+a@20"], "what was never told is not deleted");
+        assert_eq!(changes(&mut shard), Vec::<String>::new());
+        shard.put(slot, &row(b"u@d", b"a", 30), Policy::Later, no);
+        shard.remove(slot, 0, Policy::Later, no);
+        assert_eq!(shard.levels().bindings, 0);
+        shard.put(slot, &row(b"u@d", b"a", 40), Policy::Later, no);
+        assert_eq!(changes(&mut shard), ["+a@40"], "removed and added again: one upsert");
+        shard.remove(slot, 0, Policy::Later, no);
+        assert_eq!(changes(&mut shard), ["-a"]);
+        assert!(shard.bindings(slot).is_empty());
+    }
+
+    #[test]
+    fn what_is_known_to_be_empty_is_bounded_and_waits_for_its_deletion() {
+        let mut shard = Shard::default();
+        for i in 0..100u32 {
+            let slot = shard.create(i, format!("u{i}@d").as_bytes(), i);
+            shard.settle(slot, 10, &|handed| handed != 5);
+        }
+        assert_eq!(shard.levels().records, 10);
+        assert!(shard.find(5, b"u5@d").is_some(), "its deletion is not durable");
+        assert!(shard.find(99, b"u99@d").is_some());
+        assert!(shard.find(50, b"u50@d").is_none());
+    }
+
+    #[test]
+    fn expired_rows_of_the_database_are_deleted_there() {
+        let mut shard = Shard::default();
+        let slot = shard.create(1, b"u@d", 0);
+        shard.take_in(slot, &row(b"u@d", b"old", 10), 10);
+        shard.take_in(slot, &row(b"u@d", b"new", 11), 10);
+        assert_eq!(shard.levels().bindings, 1);
+        assert_eq!(changes(&mut shard), ["-old"]);
+    }
+}
