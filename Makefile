@@ -6,6 +6,7 @@
 #   make install PREFIX=/usr/local
 #   make lib | harness            target/lib (libraries, header, .pc files) | target/harness (the C programs)
 #   make header                   include/partyline.h anew from the sources
+#   make bench-pool | loom        the pool beside other allocators | models of the concurrent cores
 #
 # Rust 1.85 or later; where there is no cargo, Debian's rustc-web and cargo-web are installed.
 
@@ -16,7 +17,7 @@ DB ?= sqlite
 CARGO ?= cargo
 OUT := target/lib
 
-.PHONY: all lib harness demo test serve install header deps deps-test lint clean
+.PHONY: all lib harness demo test serve install header deps deps-test lint clean bench-pool loom
 
 all: lib harness
 
@@ -60,6 +61,14 @@ install: lib
 	install -m 644 $(OUT)/libpartyline.a "$(DESTDIR)$(PREFIX)/lib/libpartyline.a"
 	install -m 644 include/partyline.h "$(DESTDIR)$(PREFIX)/include/partyline.h"
 	scripts/pkgconfig.sh "$(PREFIX)/lib" "$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/lib/pkgconfig"
+
+# The pool beside the allocators of Debian (libjemalloc2 libmimalloc2.0 libtcmalloc-minimal4, where installed).
+bench-pool: lib
+	scripts/bench-pool.sh
+
+# Every interleaving of the small concurrent cores, in a target folder of its own.
+loom:
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom $(CARGO) test --release --test sched_loom --test pool_loom
 
 lint:
 	$(CARGO) fmt --check
