@@ -402,6 +402,15 @@ fn aligned_slow(size: usize, align: usize) -> *mut u8 {
     }
 }
 
+/// A realloc of Rust's that moved a block has taken one and given one back.
+fn count_move() {
+    // SAFETY: a thread's heap is its own; the counters of EMPTY are nobody's and may lose.
+    unsafe {
+        bump(&(*tls::heap()).rust_allocs, 1);
+        bump(&(*tls::heap()).rust_frees, 1);
+    }
+}
+
 // SAFETY: blocks are as large and as aligned as the layout says (aligned_class and its test), disjoint, and live until
 // freed; nothing here panics or unwinds.
 unsafe impl core::alloc::GlobalAlloc for PoolAlloc {
@@ -446,12 +455,17 @@ unsafe impl core::alloc::GlobalAlloc for PoolAlloc {
         // SAFETY: the caller got the block from here, with this layout.
         unsafe {
             if layout.align() <= 8 || (layout.align() == 16 && size > 8) {
-                return resize(block, size, false);
+                let moved = resize(block, size, false);
+                if moved != block && !moved.is_null() {
+                    count_move();
+                }
+                return moved;
             }
             let moved = aligned(size, layout.align());
             if !moved.is_null() {
                 copy_nonoverlapping(block, moved, layout.size().min(size));
                 free(block);
+                count_move();
             }
             moved
         }
