@@ -92,7 +92,7 @@ pub unsafe extern "C" fn partyline_message_method(
 ) -> c_int {
     entry("partyline_message_method", || {
         with(message, |m| {
-            let part = m.method().ok_or_else(absent("method"))?;
+            let part = m.method().ok_or_else(absent("a response has no method"))?;
             // SAFETY: out-parameters, as the comment says (the same in the functions below).
             unsafe { give(part, bytes, length) }
         })
@@ -108,7 +108,7 @@ pub unsafe extern "C" fn partyline_message_uri(
 ) -> c_int {
     entry("partyline_message_uri", || {
         with(message, |m| {
-            let part = m.uri().ok_or_else(absent("request URI"))?;
+            let part = m.uri().ok_or_else(absent("a response has no request URI"))?;
             // SAFETY: as in partyline_message_method.
             unsafe { give(part, bytes, length) }
         })
@@ -131,7 +131,7 @@ pub unsafe extern "C" fn partyline_message_header(
         // SAFETY: as in partyline_message_method.
         with(message, |m| unsafe {
             let value = m.header(name.as_bytes(), index);
-            give(value.ok_or_else(|| absent_header(name, index))?, bytes, length)
+            give(value.ok_or_else(absent("the message has no header of that name and index"))?, bytes, length)
         })
     })
 }
@@ -181,9 +181,9 @@ pub unsafe extern "C" fn partyline_message_uri_parts(
         }
         with(message, |m| {
             let (what, text) = match which {
-                PARTYLINE_URI_REQUEST => ("request URI", m.uri_parts(UriOf::Request)),
-                PARTYLINE_URI_TO => ("URI in To", m.uri_parts(UriOf::To)),
-                PARTYLINE_URI_FROM => ("URI in From", m.uri_parts(UriOf::From)),
+                PARTYLINE_URI_REQUEST => ("there is no request URI, or it cannot be read", m.uri_parts(UriOf::Request)),
+                PARTYLINE_URI_TO => ("the URI in To cannot be read", m.uri_parts(UriOf::To)),
+                PARTYLINE_URI_FROM => ("the URI in From cannot be read", m.uri_parts(UriOf::From)),
                 other => return Err(Error::invalid(format!("which is {other}"))),
             };
             let parts = text.ok_or_else(absent(what))?;
@@ -352,10 +352,7 @@ pub unsafe extern "C" fn partyline_send(
     })
 }
 
-fn absent(what: &'static str) -> impl Fn() -> Error {
-    move || Error::new(Code::NotFound, format!("the message has no {what}"))
-}
-
-fn absent_header(name: &str, index: usize) -> Error {
-    Error::new(Code::NotFound, format!("the message has no header {name} number {index}"))
+/// Static texts, for plugins ask for headers that are mostly not there.
+fn absent(text: &'static str) -> impl Fn() -> Error {
+    move || Error::new(Code::NotFound, text)
 }

@@ -14,7 +14,7 @@ pub fn entry(name: &'static str, body: impl FnOnce() -> Result<c_int, Error>) ->
     match guarded(name, body) {
         Ok(value) => value,
         Err(error) => {
-            set_last_error(&error.text);
+            set_last_error(name, &error.text);
             error.code as c_int
         }
     }
@@ -25,7 +25,7 @@ pub fn entry_value<T>(name: &'static str, failed: T, body: impl FnOnce() -> Resu
     match guarded(name, body) {
         Ok(value) => value,
         Err(error) => {
-            set_last_error(&error.text);
+            set_last_error(name, &error.text);
             failed
         }
     }
@@ -33,14 +33,14 @@ pub fn entry_value<T>(name: &'static str, failed: T, body: impl FnOnce() -> Resu
 
 fn guarded<T>(name: &'static str, body: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(result) => result.map_err(|error| Error::new(error.code, format!("{name}: {}", error.text))),
+        Ok(result) => result,
         Err(panic) => {
             let what = panic
                 .downcast_ref::<&str>()
                 .copied()
                 .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
                 .unwrap_or("no text");
-            Err(Error::new(Code::Panic, format!("{name}: a defect of partyline was caught: {what}")))
+            Err(Error::new(Code::Panic, format!("a defect of partyline was caught: {what}")))
         }
     }
 }

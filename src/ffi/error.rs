@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, c_char};
 
 /// The negative codes that every `partyline_*` function may return. The numbers are part of the ABI: append only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,17 +60,21 @@ impl std::fmt::Display for Error {
 impl std::error::Error for Error {}
 
 thread_local! {
-    static LAST: RefCell<CString> = RefCell::new(CString::default());
+    /// Ends with a NUL; kept from error to error, so that a look-up that finds nothing costs no allocation.
+    static LAST: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Remembers `text` as this thread's last error. A NUL inside is cut out, so that nothing after it is lost.
-pub fn set_last_error(text: &str) {
-    let clean: Vec<u8> = text.bytes().filter(|b| *b != 0).collect();
+/// Remembers `function: text` as this thread's last error. A NUL inside is left out, so that nothing after it is lost.
+pub fn set_last_error(function: &str, text: &str) {
     // The destructor of the thread-local may have run already (a call from another thread-exit destructor): then there
     // is nobody left who could ask.
     let _ = LAST.try_with(|last| {
         if let Ok(mut last) = last.try_borrow_mut() {
-            *last = CString::new(clean).unwrap_or_default();
+            last.clear();
+            last.extend_from_slice(function.as_bytes());
+            last.extend_from_slice(b": ");
+            last.extend(text.bytes().filter(|b| *b != 0));
+            last.push(0);
         }
     });
 }
@@ -78,5 +82,9 @@ pub fn set_last_error(text: &str) {
 /// The text of the last error on this thread, "" when there was none. Valid until the next failing call of this thread.
 pub fn last_error() -> *const c_char {
     const NOTHING: &CStr = c"";
-    LAST.try_with(|last| last.try_borrow().map_or(NOTHING.as_ptr(), |text| text.as_ptr())).unwrap_or(NOTHING.as_ptr())
+    LAST.try_with(|last| match last.try_borrow() {
+        Ok(text) if !text.is_empty() => text.as_ptr().cast(),
+        _ => NOTHING.as_ptr(),
+    })
+    .unwrap_or(NOTHING.as_ptr())
 }
