@@ -11,7 +11,7 @@ use super::{Code, Error, set_last_error};
 /// `AssertUnwindSafe` is sound here: parking_lot locks are released on unwind, and state behind them is changed only
 /// after what can panic; what a panic leaves half done belongs to the one call that failed.
 pub fn entry(name: &'static str, body: impl FnOnce() -> Result<c_int, Error>) -> c_int {
-    match guarded(name, body) {
+    match guarded(body) {
         Ok(value) => value,
         Err(error) => {
             set_last_error(name, &error.text);
@@ -22,7 +22,7 @@ pub fn entry(name: &'static str, body: impl FnOnce() -> Result<c_int, Error>) ->
 
 /// The same for a function that returns a value instead of a code: `failed` is returned on an error.
 pub fn entry_value<T>(name: &'static str, failed: T, body: impl FnOnce() -> Result<T, Error>) -> T {
-    match guarded(name, body) {
+    match guarded(body) {
         Ok(value) => value,
         Err(error) => {
             set_last_error(name, &error.text);
@@ -31,7 +31,7 @@ pub fn entry_value<T>(name: &'static str, failed: T, body: impl FnOnce() -> Resu
     }
 }
 
-fn guarded<T>(name: &'static str, body: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+fn guarded<T>(body: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(result) => result,
         Err(panic) => {
