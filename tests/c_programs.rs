@@ -22,6 +22,11 @@ fn misuse_gives_codes() {
 }
 
 #[test]
+fn memory_by_its_exported_names() {
+    run("pool_api", &[]);
+}
+
+#[test]
 fn plugins() {
     run("plugins", &[]);
 }

@@ -65,6 +65,8 @@ static void message_functions(partyline_message *bad)
     partyline_message *later = NULL;
     CHECK_CODE(partyline_message_method(bad, &bytes, &length), PARTYLINE_EINVAL);
     CHECK_CODE(partyline_message_uri(bad, &bytes, &length), PARTYLINE_EINVAL);
+    partyline_uri uri = {.size = sizeof uri};
+    CHECK_CODE(partyline_message_uri_parts(bad, PARTYLINE_URI_TO, &uri), PARTYLINE_EINVAL);
     CHECK_CODE(partyline_message_header(bad, "To", 0, &bytes, &length), PARTYLINE_EINVAL);
     CHECK_CODE(partyline_message_body(bad, &bytes, &length), PARTYLINE_EINVAL);
     CHECK_CODE(partyline_message_text(bad, &bytes, &length), PARTYLINE_EINVAL);

@@ -35,6 +35,16 @@ static int watch(void *user, partyline_message *message)
     CHECK(length >= 3);
     OK(partyline_message_uri(message, &bytes, &length));
     CHECK(length > 4 && memcmp(bytes, "sip:", 4) == 0);
+    partyline_uri uri = {.size = sizeof uri};
+    OK(partyline_message_uri_parts(message, PARTYLINE_URI_TO, &uri));
+    CHECK(uri.scheme_length == 3 && memcmp(uri.scheme, "sip", 3) == 0 && uri.user_length == 1 && *uri.user == 'a');
+    CHECK(uri.host_length == 12 && memcmp(uri.host, "example.test", 12) == 0 && uri.port == 0);
+    OK(partyline_message_uri_parts(message, PARTYLINE_URI_REQUEST, &uri));
+    CHECK(uri.user == NULL && uri.user_length == 0);
+    CHECK_CODE(partyline_message_uri_parts(message, 9, &uri), PARTYLINE_EINVAL);
+    CHECK_CODE(partyline_message_uri_parts(message, PARTYLINE_URI_FROM, NULL), PARTYLINE_EINVAL);
+    uri.size = 1;
+    CHECK_CODE(partyline_message_uri_parts(message, PARTYLINE_URI_FROM, &uri), PARTYLINE_EINVAL);
     OK(partyline_message_header(message, "call-ID", 0, &bytes, &length));
     OK(partyline_message_header(message, "VIA", 0, &bytes, &length));
     CHECK(length > 8 && memcmp(bytes, "SIP/2.0/", 8) == 0);
