@@ -14,6 +14,7 @@
 #![deny(unsafe_code)]
 
 mod error;
+mod framer;
 mod reactor;
 mod reply;
 mod send;
@@ -22,6 +23,7 @@ mod sys;
 mod udp;
 
 pub use error::{BindError, Transport};
+pub use framer::{FrameError, FramerLimits, SipFramer, Step};
 pub use reactor::{Event, Reactor, Ready};
 pub use reply::{ReplyTo, UdpRoute};
 pub use send::{SendBatch, Sent};
