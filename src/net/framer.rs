@@ -123,6 +123,12 @@ pub struct SipFramer {
     message_limit: u32,
 }
 
+impl Default for SipFramer {
+    fn default() -> Self {
+        SipFramer::new(FramerLimits::default())
+    }
+}
+
 impl SipFramer {
     /// Limits above 1 GiB are taken as 1 GiB.
     pub fn new(limits: FramerLimits) -> Self {

@@ -18,6 +18,7 @@ mod framer;
 mod reactor;
 mod reply;
 mod send;
+mod stream;
 #[allow(unsafe_code)]
 mod sys;
 mod udp;
@@ -27,6 +28,10 @@ pub use framer::{FrameError, FramerLimits, SipFramer, Step};
 pub use reactor::{Event, Reactor, Ready};
 pub use reply::{ReplyTo, UdpRoute};
 pub use send::{SendBatch, Sent};
+pub use stream::{
+    CloseReason, Conn, ConnId, CustomFramer, Ends, Framing, SendFailed, StreamEvents, StreamMessage, StreamOptions,
+    StreamReader, StreamReady, Streams, TcpAcceptor, TcpOptions,
+};
 pub use sys::{Datagram, Os, Portable};
 pub use udp::{RecvBatch, UdpListener, UdpOptions};
 
