@@ -303,7 +303,7 @@ impl Streams {
     /// entry in the table of ends (at its emptiest), and two entries in the wheel.
     pub const fn bytes_per_idle_connection() -> usize {
         let ends = (size_of::<(SocketAddr, u32)>() + 1) * 16 / 7;
-        size_of::<Slot>() + 2 * size_of::<usize>() + size_of::<usize>() + ends + 2 * size_of::<ConnId>()
+        size_of::<Slot>() + 2 * size_of::<usize>() + size_of::<usize>() + ends + 2 * size_of::<(u64, ConnId)>()
     }
 
     pub fn metrics(&self, out: &mut Text) {
