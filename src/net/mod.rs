@@ -13,8 +13,10 @@
 //! Unsafe code lives in `sys/` only, behind the contract in `sys/mod.rs`.
 #![deny(unsafe_code)]
 
+mod doorbell;
 mod error;
 mod framer;
+mod limit;
 mod reactor;
 mod reply;
 mod send;
@@ -25,6 +27,7 @@ mod udp;
 
 pub use error::{BindError, Transport};
 pub use framer::{FrameError, FramerLimits, SipFramer, Step};
+pub use limit::{Exceeded, LimitOptions, Limiter, Rate};
 pub use reactor::{Event, Reactor, Ready};
 pub use reply::{ReplyTo, UdpRoute};
 pub use send::{SendBatch, Sent};

@@ -4,11 +4,8 @@
 //! here. A handle that may still be readable carries a *mark*; [`Reactor::wait`] hands out marks before it sleeps, and
 //! with marks in hand it looks at the poll without waiting, so that a busy socket does not starve the others.
 //!
-//! # Why nothing is lost
-//! The sleeper publishes `polling = true`, then looks at the marks and at `requested`; a marker (or waker) publishes
-//! its mark first and then looks at `polling`. All four are sequentially consistent, so at least one of the two sees
-//! the other: either the sleeper does not sleep, or the marker writes to the waker, which the poll does not forget. A
-//! mark set while nobody polls costs no system call.
+//! Why nothing is lost between a leader that goes to sleep and a thread that sets a mark or wakes: `doorbell.rs`. A mark
+//! set while nobody sleeps costs no system call.
 //!
 //! Events handed out and not handled (the leader gave leadership away first) go back by [`Ready::give_back`], which
 //! dropping a [`Ready`] or waiting with it again does as well.
@@ -21,6 +18,7 @@ use std::time::Duration;
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use parking_lot::{Mutex, RwLock};
 
+use super::doorbell::Doorbell;
 use super::stream::{StreamReady, Streams, TcpAcceptor, is_stream, news};
 use super::udp::UdpListener;
 use crate::observe::{Counter, Text};
@@ -140,8 +138,7 @@ impl Mark {
 /// What markers and wakers share with the sleeper.
 pub(super) struct Signal {
     waker: Waker,
-    polling: AtomicBool,
-    requested: AtomicBool,
+    bell: Doorbell,
     marked: Mutex<Vec<Token>>,
     marks: Counter,
     wakes: Counter,
@@ -152,17 +149,16 @@ impl Signal {
     pub(super) fn push(&self, token: Token) {
         self.marked.lock().push(token);
         self.marks.inc();
-        self.interrupt();
+        if self.bell.left() {
+            self.interrupt();
+        }
     }
 
-    /// Ends a sleep, if there is one.
     fn interrupt(&self) {
-        if self.polling.load(Ordering::SeqCst) {
-            self.wakes.inc();
-            if let Err(error) = self.waker.wake() {
-                // eventfd's counter cannot run over here, and the descriptor lives as long as self.
-                tracing::error!(%error, "the waker failed");
-            }
+        self.wakes.inc();
+        if let Err(error) = self.waker.wake() {
+            // eventfd's counter cannot run over here, and the descriptor lives as long as self.
+            tracing::error!(%error, "the waker failed");
         }
     }
 }
@@ -196,8 +192,7 @@ impl Reactor {
             registry,
             signal: Arc::new(Signal {
                 waker,
-                polling: AtomicBool::new(false),
-                requested: AtomicBool::new(false),
+                bell: Doorbell::new(),
                 marked: Mutex::new(Vec::new()),
                 marks: Counter::new(),
                 wakes: Counter::new(),
@@ -271,12 +266,10 @@ impl Reactor {
         let sleeper = &mut *self.sleeper.lock();
         self.waits.inc();
 
-        signal.polling.store(true, Ordering::SeqCst);
-        let busy = signal.requested.load(Ordering::SeqCst) || !signal.marked.lock().is_empty();
+        let busy = signal.bell.lie_down() || !signal.marked.lock().is_empty();
         let timeout = if busy { Some(Duration::ZERO) } else { timeout };
         let result = sleeper.poll.poll(&mut sleeper.events, timeout);
-        signal.polling.store(false, Ordering::SeqCst);
-        ready.woken = signal.requested.swap(false, Ordering::SeqCst);
+        ready.woken = signal.bell.get_up();
         match result {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             Err(_) => sleeper.events.clear(),
@@ -321,7 +314,7 @@ impl Reactor {
     /// Makes the current wait, or the next one, return at once and say [`Ready::woken`]. Calls between two waits count
     /// as one; a call while nobody waits costs no system call.
     pub fn wake(&self) {
-        if !self.signal.requested.swap(true, Ordering::SeqCst) {
+        if self.signal.bell.ring() {
             self.signal.interrupt();
         }
     }
