@@ -176,6 +176,34 @@ fn who_is_silent_slow_or_idle_is_closed() {
     }
 }
 
+/// A message whose time is up while it is being handled is not slow.
+#[test]
+fn a_slow_handler_is_not_a_slow_peer() {
+    let may_go_on = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let gate = Arc::clone(&may_go_on);
+    let server = Server::with(
+        StreamOptions { message_limit: Duration::from_millis(300), ..StreamOptions::default() },
+        2,
+        Arc::new(move |message, out| {
+            until("the gate", || gate.load(std::sync::atomic::Ordering::SeqCst));
+            net_support::echo(message, out);
+        }),
+    );
+    let one = request("INVITE", b"body");
+    let mut client = server.connect();
+    client.write_all(&one[..20]).unwrap();
+    server.until("the first part", || server.metric("partyline_stream_received_bytes_total") == 20);
+    client.write_all(&one[20..]).unwrap();
+    server.until("the whole", || server.metric("partyline_stream_received_total") == 1);
+    // A peer that began later and really is slow shows that the time is up.
+    let mut slow = server.connect();
+    slow.write_all(&one[..20]).unwrap();
+    assert_eq!(read_to_end(&mut slow), b"");
+    may_go_on.store(true, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(read_exactly(&mut client, answer_to(&one).len()), answer_to(&one));
+    assert_eq!(server.closed("message_too_slow"), 1);
+}
+
 #[test]
 fn a_peer_that_does_not_read_is_bounded_and_closed() {
     let server = Server::start(StreamOptions { outbound: 100_000, ..StreamOptions::default() }, 2);

@@ -35,6 +35,11 @@ impl Due {
         tick << 3 | self as u64
     }
 
+    /// Whether it is for the peer to send something.
+    pub(super) fn is_peers(packed: u64) -> bool {
+        (Due::FirstBytes as u64..=Due::Idle as u64).contains(&(packed & 7))
+    }
+
     pub(super) fn reason(packed: u64) -> CloseReason {
         match packed & 7 {
             1 => CloseReason::ConnectTimeout,
@@ -232,6 +237,9 @@ impl StreamReady {
             } else if !was_inside || handled > 0 {
                 // The clock of a message runs from its first byte; it is not set back by the next ones.
                 self.conn.due(Due::Message, streams.options.message_limit, Instant::now());
+            } else if slot.read_due.load(Ordering::SeqCst) >> 3 <= streams.wheel.tick(Instant::now()) {
+                // Here as well: a peer that sends a byte now and then is always at work when the leader looks.
+                self.conn.close(CloseReason::MessageTooSlow);
             }
         }
         if reader.scratch.capacity() > SCRATCH_KEPT {
@@ -397,6 +405,13 @@ impl Conn {
         let tick = self.streams().wheel.due(now, after);
         self.slot().read_due.store(what.pack(tick), Ordering::SeqCst);
         self.watch(tick);
+    }
+
+    /// Reading was held back and goes on: that time does not count.
+    pub(super) fn restart_message_clock(&self) {
+        if self.slot().read_due.load(Ordering::SeqCst) & 7 == Due::Message as u64 {
+            self.due(Due::Message, self.streams().options.message_limit, Instant::now());
+        }
     }
 
     /// Puts the connection before the next leader.

@@ -104,6 +104,9 @@ impl Default for StreamOptions {
     }
 }
 
+/// When to look again at a connection whose time is up while this side is at work on it.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// All stream connections of one reactor.
 pub struct Streams {
     options: StreamOptions,
@@ -241,7 +244,13 @@ impl Streams {
             }
             let read = slot.read_due.load(Ordering::SeqCst);
             let write = slot.write_due.load(Ordering::SeqCst);
-            if read != 0 && read >> 3 <= tick {
+            // What the peer has sent may lie unread because we are at work, or hold reading back: not its fault. Who
+            // reads it closes the connection if it is not enough.
+            let unread = flag::BUSY | flag::MARKED | flag::READABLE | flag::THROTTLED;
+            if read != 0 && read >> 3 <= tick && Due::is_peers(read) && slot.flags.load(Ordering::SeqCst) & unread != 0
+            {
+                conn.watch(self.wheel.due(now, LOOK_AGAIN));
+            } else if read != 0 && read >> 3 <= tick {
                 conn.close(Due::reason(read));
             } else if write != 0 && write <= tick {
                 conn.close(CloseReason::SlowReader);

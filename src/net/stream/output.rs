@@ -141,6 +141,7 @@ impl Conn {
     fn release_reading(&self) {
         let flags = &self.slot().flags;
         if flags.fetch_and(!flag::HELD, Ordering::SeqCst) & flag::HELD != 0 {
+            self.restart_message_clock();
             flags.fetch_or(flag::READABLE, Ordering::SeqCst);
             self.mark();
         }
