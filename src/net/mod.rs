@@ -32,8 +32,8 @@ pub use reactor::{Event, Reactor, Ready};
 pub use reply::{ReplyTo, UdpRoute};
 pub use send::{SendBatch, Sent};
 pub use stream::{
-    CloseReason, Conn, ConnId, CustomFramer, Ends, Framing, SendFailed, StreamEvents, StreamMessage, StreamOptions,
-    StreamReader, StreamReady, Streams, TcpAcceptor, TcpOptions,
+    CloseReason, Conn, ConnId, CustomFramer, Ends, Framing, SendFailed, StreamEvents, StreamFigures, StreamMessage,
+    StreamOptions, StreamReader, StreamReady, Streams, TcpAcceptor, TcpOptions,
 };
 pub use sys::{Datagram, Os, Portable};
 pub use udp::{RecvBatch, UdpFigures, UdpListener, UdpOptions};

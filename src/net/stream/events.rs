@@ -114,7 +114,20 @@ pub(super) struct StreamCounters {
     pub framing: [Counter; FrameError::ALL.len()],
 }
 
+/// Counts over all stream connections.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StreamFigures {
+    pub received: u64,
+    pub sent: u64,
+    /// Lost because their connection was gone or too slow.
+    pub unsent: u64,
+}
+
 impl StreamCounters {
+    pub fn figures(&self) -> StreamFigures {
+        StreamFigures { received: self.received.get(), sent: self.sent.get(), unsent: self.unsent.get() }
+    }
+
     pub fn metrics(&self, open: usize, out: &mut Text) {
         out.gauge("partyline_stream_open", "Stream connections.", &[], open as f64);
         let help = "Stream connections opened.";

@@ -30,7 +30,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 pub use accept::{TcpAcceptor, TcpOptions};
 pub use conn::Conn;
-pub use events::{CloseReason, CustomFramer, Framing, StreamEvents};
+pub use events::{CloseReason, CustomFramer, Framing, StreamEvents, StreamFigures};
 pub use input::{StreamMessage, StreamReader, StreamReady};
 pub use output::SendFailed;
 pub use table::{ConnId, Ends};
@@ -313,6 +313,10 @@ impl Streams {
     pub const fn bytes_per_idle_connection() -> usize {
         let ends = (size_of::<(SocketAddr, u32)>() + 1) * 16 / 7;
         size_of::<Slot>() + 2 * size_of::<usize>() + size_of::<usize>() + ends + 2 * size_of::<(u64, ConnId)>()
+    }
+
+    pub fn figures(&self) -> StreamFigures {
+        self.counters.figures()
     }
 
     pub fn metrics(&self, out: &mut Text) {
