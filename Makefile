@@ -25,7 +25,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 export CARGO
 unexport CARGO_TARGET_DIR
 
-.PHONY: all lib harness demo test serve install header deps deps-demo deps-test lint clean
+.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test lint clean
 # apt and cargo take locks of their own, and both use all cores by themselves.
 .NOTPARALLEL:
 
@@ -67,7 +67,12 @@ test:
 header:
 	$(CARGO) run --quiet --example header
 
-install: lib
+install: lib install-files
+	@test -n "$(DESTDIR)" || scripts/after-install.sh "$(abspath $(PREFIX))/lib"
+
+# What `make lib` has made, put in its place; builds nothing.
+install-files: PREFIX := $(abspath $(PREFIX))
+install-files:
 	install -d "$(DESTDIR)$(PREFIX)/lib/pkgconfig" "$(DESTDIR)$(PREFIX)/include"
 	install -m 755 $(OUT)/libpartyline.so.0 "$(DESTDIR)$(PREFIX)/lib/libpartyline.so.0"
 	ln -sf libpartyline.so.0 "$(DESTDIR)$(PREFIX)/lib/libpartyline.so"
