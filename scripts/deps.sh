@@ -12,7 +12,22 @@ need() { # need PACKAGE COMMAND-OR-FILE
     *) PATH="$PATH:/usr/sbin" command -v "$2" >/dev/null || want+=("$1") ;;
   esac
 }
+check_cargo() {
+  local said version
+  if ! said=$("$cargo" --version 2>&1); then
+    echo "$(command -v "$cargo") does not run: ${said%%$'\n'*}" >&2
+    exit 1
+  fi
+  version=$(awk '{print $2}' <<<"$said")
+  if [ "$(printf '%s\n' "$oldest" "$version" | sort -V | head -1)" != "$oldest" ]; then
+    echo "$(command -v "$cargo") is $version, too old: Rust $oldest or later is needed." >&2
+    echo "Debian 12 has it: apt-get install rustc-web cargo-web (in place of rustc and cargo); or use rustup." >&2
+    exit 1
+  fi
+}
 [ $# -gt 0 ] || set -- build
+# Before anything is installed: what is too old stays so.
+if command -v "$cargo" >/dev/null; then check_cargo; fi
 for set in "$@"; do
   case $set in
     build)
@@ -38,7 +53,7 @@ if [ ${#want[@]} -gt 0 ]; then
   if [ "$(id -u)" != 0 ]; then
     if sudo -n true 2>/dev/null; then run=(sudo -n "${run[@]}"); else
       echo "Neither root nor sudo without a password, so nothing is installed. As root, before the same command again:" >&2
-      echo "${install[*]}" >&2
+      echo "apt-get update && ${install[*]}" >&2
       exit 1
     fi
   fi
@@ -47,13 +62,4 @@ if [ ${#want[@]} -gt 0 ]; then
   "${run[@]}" apt-get update -qq || echo "apt-get update failed; trying with the lists that are there" >&2
   "${run[@]}" "${install[@]}" -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 >/dev/null
 fi
-if ! said=$("$cargo" --version 2>&1); then
-  echo "$(command -v "$cargo") does not run: ${said%%$'\n'*}" >&2
-  exit 1
-fi
-version=$(awk '{print $2}' <<<"$said")
-if [ "$(printf '%s\n' "$oldest" "$version" | sort -V | head -1)" != "$oldest" ]; then
-  echo "$(command -v "$cargo") is $version, too old: Rust $oldest or later is needed." >&2
-  echo "Debian 12 has it: apt-get install rustc-web cargo-web (in place of rustc and cargo); or use rustup." >&2
-  exit 1
-fi
+check_cargo
