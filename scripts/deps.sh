@@ -4,6 +4,8 @@
 set -euo pipefail
 oldest=1.85
 cargo=${CARGO:-cargo}
+# rustup's, where the shell that called did not read its profile (root through su, cron, CI). The Makefile does the same.
+PATH=$PATH:${HOME:-/root}/.cargo/bin
 want=()
 need() { # need PACKAGE COMMAND-OR-FILE
   case " ${want[*]} " in *" $1 "*) return ;; esac
