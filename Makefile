@@ -1,8 +1,10 @@
 # Partyline. `make demo` and `make test` install what is missing (they list it first), build, run, and end by themselves.
 #
 #   make demo [DB=sqlite|mysql]   the C server before and after, as a table; figures in target/demo/report.json
+#                                 (DEMO_ARGS='--step 3 --hold 5 --bisect 0' for a short look; see scripts/demo.py --help)
 #   make test                     every test, with a private MariaDB
-#   make serve [PORT=5060]        the accelerated C server on 127.0.0.1, until Ctrl-C
+#   make serve [PORT=5060]        the accelerated C server on 127.0.0.1, until Ctrl-C; it registers whoever asks
+#                                 (SERVE_ARGS='--auth user' for those in table subscriber only)
 #   make install PREFIX=/usr/local
 #   make lib | harness            target/lib (libraries, header, .pc files) | target/harness (the C programs)
 #   make header                   include/partyline.h anew from the sources
@@ -14,18 +16,30 @@ SHELL := /bin/bash
 PREFIX ?= /usr/local
 PORT ?= 5060
 DB ?= sqlite
+DEMO_ARGS ?=
+SERVE_ARGS ?= --auth none
 CARGO ?= cargo
 OUT := target/lib
+# rustup's, where the shell that called did not read its profile (root through su, cron, CI).
+export PATH := $(PATH):$(HOME)/.cargo/bin
+# scripts/ and tests/ look there.
+export CARGO
+unexport CARGO_TARGET_DIR
 
-.PHONY: all lib harness demo test serve install header deps deps-test lint clean bench-pool loom
+.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test lint clean bench-pool loom
+# apt and cargo take locks of their own, and both use all cores by themselves.
+.NOTPARALLEL:
 
 all: lib harness
 
 deps:
 	@scripts/deps.sh build
 
+deps-demo:
+	@scripts/deps.sh build demo $(filter mysql,$(DB))
+
 deps-test:
-	@scripts/deps.sh build test
+	@scripts/deps.sh build demo mysql test
 
 # The shared library alone exports free, realloc, reallocarray and malloc_usable_size: see docs/allocator.md.
 lib: deps
@@ -42,19 +56,24 @@ harness: lib
 	$(MAKE) -C c-harness/server
 	$(MAKE) -C c-harness/tests
 
-demo: deps-test harness
-	scripts/demo.py --db $(DB)
+demo: deps-demo harness
+	scripts/demo.py --db $(DB) $(DEMO_ARGS)
 
 serve: harness
-	target/harness/server-partyline --port $(PORT) --store sqlite:target/serve.db
+	target/harness/server-partyline --port $(PORT) --store sqlite:target/serve.db $(SERVE_ARGS)
 
-test: deps-test lib harness
-	scripts/test.sh
+test:
+	@scripts/test.sh
 
 header:
 	$(CARGO) run --quiet --example header
 
-install: lib
+install: lib install-files
+	@test -n "$(DESTDIR)" || scripts/after-install.sh "$(abspath $(PREFIX))/lib"
+
+# What `make lib` has made, put in its place; builds nothing.
+install-files: PREFIX := $(abspath $(PREFIX))
+install-files:
 	install -d "$(DESTDIR)$(PREFIX)/lib/pkgconfig" "$(DESTDIR)$(PREFIX)/include"
 	install -m 755 $(OUT)/libpartyline.so.0 "$(DESTDIR)$(PREFIX)/lib/libpartyline.so.0"
 	ln -sf libpartyline.so.0 "$(DESTDIR)$(PREFIX)/lib/libpartyline.so"

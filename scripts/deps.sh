@@ -1,46 +1,68 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that are missing, after listing them: scripts/deps.sh build [test]
-# As root directly, else through `sudo -n`; where neither works it prints the one apt line and stops.
+# Installs the Debian packages that are missing, after listing them: scripts/deps.sh build|demo|mysql|test...
+# As root directly, else through `sudo -n`; where neither works it prints the one apt line and stops with code 1.
 set -euo pipefail
+oldest=1.85
+cargo=${CARGO:-cargo}
+# rustup's, where the shell that called did not read its profile (root through su, cron, CI). The Makefile does the same.
+PATH=$PATH:${HOME:-/root}/.cargo/bin
 want=()
 need() { # need PACKAGE COMMAND-OR-FILE
+  case " ${want[*]} " in *" $1 "*) return ;; esac
   case $2 in
     /*) [ -e "$2" ] || want+=("$1") ;;
     *) PATH="$PATH:/usr/sbin" command -v "$2" >/dev/null || want+=("$1") ;;
   esac
 }
-arch=$(gcc -print-multiarch 2>/dev/null || echo x86_64-linux-gnu)
+check_cargo() {
+  local said version
+  if ! said=$("$cargo" --version 2>&1); then
+    echo "$(command -v "$cargo") does not run: ${said%%$'\n'*}" >&2
+    exit 1
+  fi
+  version=$(awk '{print $2}' <<<"$said")
+  if [ "$(printf '%s\n' "$oldest" "$version" | sort -V | head -1)" != "$oldest" ]; then
+    echo "$(command -v "$cargo") is $version, too old: Rust $oldest or later is needed." >&2
+    echo "Debian 12 has it: apt-get install rustc-web cargo-web (in place of rustc and cargo); or use rustup." >&2
+    exit 1
+  fi
+}
+[ $# -gt 0 ] || set -- build
+# Before anything is installed: what is too old stays so.
+if command -v "$cargo" >/dev/null; then check_cargo; fi
 for set in "$@"; do
   case $set in
     build)
-      need gcc gcc; need libc6-dev /usr/include/stdio.h; need make make; need pkg-config pkg-config
+      need gcc cc; need libc6-dev /usr/include/stdio.h; need binutils ld; need make make; need pkg-config pkg-config
+      need ca-certificates /etc/ssl/certs/ca-certificates.crt # crates.io is read over TLS
       need libosip2-dev /usr/include/osip2/osip.h
       need libsqlite3-dev /usr/include/sqlite3.h; need libmariadb-dev /usr/include/mariadb/mysql.h
-      if ! command -v cargo >/dev/null; then want+=(rustc-web cargo-web); fi ;;
-    test)
-      need sip-tester sipp; need mariadb-server-core mariadbd; need mariadb-client-core mariadb
-      need python3 python3; need sqlite3 sqlite3; need valgrind valgrind; need binutils objdump; need sipsak sipsak
+      if ! command -v "$cargo" >/dev/null; then want+=(rustc-web cargo-web); fi ;;
+    demo) need sip-tester sipp; need python3 python3 ;;
+    mysql) need mariadb-server-core mariadbd; need mariadb-client-core mariadb ;;
+    test) need sqlite3 sqlite3; need valgrind valgrind; need binutils objdump; need sipsak sipsak
       need baresip-core baresip; need linphone-cli linphonec ;;
-    *) echo "deps.sh: unknown set '$set' (build, test)" >&2; exit 2 ;;
+    *) echo "deps.sh: unknown set '$set' (build, demo, mysql, test)" >&2; exit 2 ;;
   esac
 done
 if [ ${#want[@]} -gt 0 ]; then
-  echo "Missing Debian packages, to be installed now: ${want[*]}"
-  line="apt-get install -y --no-install-recommends ${want[*]}"
-  run=()
+  echo "Missing Debian packages: ${want[*]}"
+  if ! command -v apt-get >/dev/null; then
+    echo "This is not Debian (no apt-get): install what corresponds to them by hand." >&2
+    exit 1
+  fi
+  run=(env DEBIAN_FRONTEND=noninteractive)
+  install=(apt-get install -y --no-install-recommends "${want[@]}")
   if [ "$(id -u)" != 0 ]; then
-    if sudo -n true 2>/dev/null; then run=(sudo -n); else
-      echo "Neither root nor sudo without a password. Run this, then the same make command again:" >&2
-      echo "  sudo $line" >&2
+    if sudo -n true 2>/dev/null; then run=(sudo -n "${run[@]}"); else
+      echo "Neither root nor sudo without a password, so nothing is installed. As root, before the same command again:" >&2
+      echo "apt-get update && ${install[*]}" >&2
       exit 1
     fi
   fi
-  export DEBIAN_FRONTEND=noninteractive
-  "${run[@]}" apt-get update -qq
-  "${run[@]}" env DEBIAN_FRONTEND=noninteractive $line >/dev/null
+  echo "Installing them now: ${install[*]}"
+  # A source that is out of reach need not matter for these packages: the install decides.
+  "${run[@]}" apt-get update -qq || echo "apt-get update failed; trying with the lists that are there" >&2
+  "${run[@]}" "${install[@]}" -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 >/dev/null
 fi
-version=$(cargo --version | awk '{print $2}')
-if [ "$(printf '1.85\n%s\n' "$version" | sort -V | head -1)" != 1.85 ]; then
-  echo "cargo $version is too old: Rust 1.85 or later is needed (Debian 12: apt-get install rustc-web cargo-web, or rustup)" >&2
-  exit 1
-fi
+check_cargo

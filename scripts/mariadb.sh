@@ -25,8 +25,13 @@ case $verb in
     me=$(id -un)
     if [ ! -d "$dir/data/mysql" ]; then
       mkdir -p "$dir/data" "$dir/tmp"
-      mariadb-install-db --no-defaults --user="$me" --datadir="$dir/data" --auth-root-authentication-method=normal \
-        --skip-test-db >"$dir/install.log" 2>&1 || { echo "mariadb.sh: mariadb-install-db failed, see $dir/install.log" >&2; exit 1; }
+      # --force: it wants to look up this machine's name, which a container or chroot may not know; nothing here needs it.
+      mariadb-install-db --no-defaults --force --user="$me" --datadir="$dir/data" --auth-root-authentication-method=normal \
+        --skip-test-db >"$dir/install.log" 2>&1 || {
+          echo "mariadb.sh: mariadb-install-db failed, see $dir/install.log:" >&2
+          head -5 "$dir/install.log" >&2
+          exit 1
+        }
     fi
     echo "$port" >"$dir/port"
     # A unix socket's path holds at most 107 bytes: one under a deep folder goes to /tmp.

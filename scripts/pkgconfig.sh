@@ -15,7 +15,8 @@ Version: $version
 Cflags: -I\${includedir}
 Libs: -L\${libdir} -Wl,--push-state,--no-as-needed -lpartyline -Wl,--pop-state
 PC
-# -u: the archive's member with the constructor is taken in even when the program names nothing of ours.
+# -u: the archive's member with the constructor is taken in even when the program names nothing of ours. What the archive needs
+# stands in Libs, not in Libs.private: this file is for an archive whether or not --static is said.
 cat >"$into/partyline-static.pc" <<PC
 libdir=$libdir
 includedir=$includedir
@@ -24,6 +25,5 @@ Name: partyline-static
 Description: Partyline as an archive; name it before libosip2
 Version: $version
 Cflags: -I\${includedir}
-Libs: -Wl,-u,partyline_constructor \${libdir}/libpartyline.a
-Libs.private: -lpthread -ldl -lm -lgcc_s
+Libs: -Wl,-u,partyline_constructor \${libdir}/libpartyline.a -lpthread -ldl -lm -lgcc_s
 PC
