@@ -1,0 +1,170 @@
+//! `osip_*_execute`: the transactions that have events, in list order, each drained before the next.
+//!
+//! The call covers what is in the list when it begins. An event that arrives for one further down the list runs in
+//! this call, for one before it in the next call. Two threads never run one transaction at the same time: who finds it
+//! running leaves its events to the other. The loop itself stands in C, see `glue_engine.c`.
+
+use core::ffi::{c_int, c_void};
+use core::ptr::null_mut;
+use core::sync::atomic::Ordering;
+
+use super::glue::{self, Event, Osip, Transaction};
+use super::lane::Lane;
+use super::side::{RUNNING, Side};
+use super::{stack, transaction};
+
+struct Call {
+    lane: &'static Lane,
+    /// Transactions from here on are newer than the call.
+    bound: u64,
+    cursor: u64,
+    current: *mut Side,
+    executed: u64,
+}
+
+#[repr(C)]
+pub struct Step {
+    transaction: *mut Transaction,
+    event: *mut Event,
+}
+
+/// # Safety
+/// As `osip_ict_execute` and its siblings.
+pub unsafe fn execute(osip: *mut Osip, kind: c_int) -> c_int {
+    let lane = &stack::of(osip).lanes[kind as usize];
+    let Some(bound) = begin(lane) else { return glue::SUCCESS };
+    // Without a destructor: a callback may unwind through this frame.
+    let mut call = Call { lane, bound, cursor: 0, current: null_mut(), executed: 0 };
+    // SAFETY: the call outlives the loop; no lock is held.
+    unsafe { glue::partyline_glue_execute((&raw mut call).cast()) };
+    glue::SUCCESS
+}
+
+fn begin(lane: &Lane) -> Option<u64> {
+    let _public = lane.public();
+    let mut state = lane.lock();
+    // SAFETY: both mutexes are held.
+    unsafe { lane.sync(&mut state) };
+    state.ready.first()?;
+    state.calls += 1;
+    Some(state.next_seq)
+}
+
+/// The next event of the call, or 0. Called by the loop in C.
+///
+/// # Safety
+/// `call` is the loop's call, `step` writable.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn partyline_execute_next(call: *mut c_void, step: *mut Step) -> c_int {
+    // SAFETY: the caller's promise; a running transaction is freed by nobody else.
+    unsafe {
+        let call = &mut *call.cast::<Call>();
+        loop {
+            if !call.current.is_null() {
+                if !(*call.current).freed.load(Ordering::Acquire) {
+                    let tr = (*call.current).tr;
+                    let event = glue::partyline_glue_next_event(tr);
+                    if !event.is_null() {
+                        call.executed += 1;
+                        step.write(Step { transaction: tr, event });
+                        return 1;
+                    }
+                }
+                if !done(call) {
+                    continue;
+                }
+            }
+            if !pick(call) {
+                return 0;
+            }
+        }
+    }
+}
+
+/// The current transaction has no more events; false if one has come in meanwhile.
+unsafe fn done(call: &mut Call) -> bool {
+    let side = call.current;
+    let lane = call.lane;
+    let mut state = lane.lock();
+    // SAFETY: it runs in this call.
+    unsafe {
+        let freed = (*side).freed.load(Ordering::Acquire);
+        if !freed && glue::partyline_glue_pending((*side).tr) > 0 {
+            return false;
+        }
+        (*side).flags &= !RUNNING;
+        call.current = null_mut();
+        if freed {
+            lane.bury(&mut state, side);
+            (*side).lane.store(null_mut(), Ordering::Release);
+            drop(state);
+            transaction::dispose((*side).tr);
+            return true;
+        }
+        if (*side).is(super::side::LISTED) {
+            lane.read(&mut state, side);
+        } else if !(*side).is(super::side::GHOST) {
+            (*side).lane.store(null_mut(), Ordering::Release);
+        }
+    }
+    true
+}
+
+unsafe fn pick(call: &mut Call) -> bool {
+    let lane = call.lane;
+    let mut state = lane.lock();
+    loop {
+        let Some((seq, side)) = state.ready.first() else { return false };
+        if seq >= call.bound {
+            return false;
+        }
+        // SAFETY: members of the heap are live and in this lane.
+        unsafe {
+            if seq < call.cursor || (*side).is(RUNNING) {
+                lane.postpone(&mut state, side);
+                continue;
+            }
+            state.ready.remove(side);
+            (*side).flags |= RUNNING;
+            call.cursor = seq + 1;
+            call.current = side;
+        }
+        return true;
+    }
+}
+
+/// The end of the call, also when a callback has left it by `pthread_exit` or cancellation: then the transaction that
+/// ran is free for other threads, and what it has left in its fifo is ready.
+///
+/// # Safety
+/// As [`partyline_execute_next`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn partyline_execute_leave(call: *mut c_void) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let call = &mut *call.cast::<Call>();
+        let left = call.current;
+        let mut gone = null_mut();
+        let mut state = call.lane.lock();
+        if !left.is_null() {
+            (*left).flags &= !RUNNING;
+            if (*left).freed.load(Ordering::Acquire) {
+                call.lane.bury(&mut state, left);
+                (*left).lane.store(null_mut(), Ordering::Release);
+                gone = (*left).tr;
+            } else {
+                call.lane.read(&mut state, left);
+                if glue::partyline_glue_pending((*left).tr) > 0 {
+                    call.lane.wake(&mut state, left);
+                }
+            }
+        }
+        state.executed += call.executed;
+        state.calls -= 1;
+        call.lane.settle(&mut state);
+        drop(state);
+        if !gone.is_null() {
+            transaction::dispose(gone);
+        }
+    }
+}

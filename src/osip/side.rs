@@ -1,0 +1,221 @@
+//! What the engine keeps beside each transaction, and the two tables that find it.
+//!
+//! ```text
+//!  osip_t.osip_nist_transactions -> node <-> node <-> node      public list; nodes of ours have a back link and a Side
+//!                                    |        |        |
+//!                                   Side     Side     Side      128 bytes each, in one array beside the slab
+//!                                    |  \______________________ key table (branch or Call-ID), id table, ready heap,
+//!                             osip_transaction_t                timer heap
+//! ```
+//!
+//! A `Side` is never given back to the system, so a stale pointer to one reads a `Side` and not rubbish. Its fields
+//! belong to the mutex of the lane that it is in, but `lane` and `freed`.
+
+use core::ffi::c_int;
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+use parking_lot::RwLock;
+
+use super::glue::{Node, Transaction};
+use super::heap::OUT;
+use super::lane::Lane;
+use super::slab;
+
+/// In the public list.
+pub const LISTED: u32 = 1;
+/// A call executes its events.
+pub const RUNNING: u32 = 2;
+/// Taken off the list while a call runs whose snapshot had it: executed once more in that call, as in stock.
+pub const GHOST: u32 = 4;
+/// Of a resync: not seen yet.
+pub const UNSEEN: u32 = 8;
+
+/// Places in [`Side::at`].
+pub const READY: usize = 0;
+pub const TIMER: usize = 1;
+
+/// Links in [`Side::next`].
+pub const KEYS: usize = 0;
+pub const IDS: usize = 1;
+
+#[repr(C, align(128))]
+pub struct Side {
+    pub tr: *mut Transaction,
+    /// NULL when the transaction is in no lane.
+    pub lane: AtomicPtr<Lane>,
+    pub node: *mut Node,
+    /// Place in the list: grows along it.
+    pub seq: u64,
+    pub hash: [u64; 2],
+    pub next: [*mut Side; 2],
+    pub at: [u32; 2],
+    pub id: c_int,
+    pub flags: u32,
+    /// Freed by the program while it ran: its memory goes when the execution is over.
+    pub freed: AtomicBool,
+}
+
+impl Side {
+    pub const fn new() -> Side {
+        Side {
+            tr: null_mut(),
+            lane: AtomicPtr::new(null_mut()),
+            node: null_mut(),
+            seq: 0,
+            hash: [0; 2],
+            next: [null_mut(); 2],
+            at: [OUT; 2],
+            id: 0,
+            flags: 0,
+            freed: AtomicBool::new(false),
+        }
+    }
+
+    pub fn is(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// Sides of transactions that are not in the slab.
+struct Strangers {
+    known: std::collections::HashMap<usize, usize>,
+    idle: Vec<usize>,
+}
+
+static STRANGERS: RwLock<Option<Strangers>> = RwLock::new(None);
+
+/// The side of a transaction that we made or that was put into one of our lists.
+pub fn find(tr: *mut Transaction) -> Option<*mut Side> {
+    if let Some(side) = slab::side(tr as usize) {
+        // SAFETY: sides of the slab are mapped for good.
+        return unsafe { ((*side).tr == tr).then_some(side) };
+    }
+    let strangers = STRANGERS.read();
+    let side = strangers.as_ref()?.known.get(&(tr as usize))?;
+    Some(*side as *mut Side)
+}
+
+/// A side for a transaction that is not in the slab.
+pub fn adopt(tr: *mut Transaction) -> *mut Side {
+    let mut strangers = STRANGERS.write();
+    let strangers = strangers.get_or_insert_with(|| Strangers { known: Default::default(), idle: Vec::new() });
+    let side = match strangers.idle.pop() {
+        Some(side) => side as *mut Side,
+        None => Box::into_raw(Box::new(Side::new())),
+    };
+    // SAFETY: from the box just made, or idle: nobody else writes it.
+    unsafe {
+        *side = Side::new();
+        (*side).tr = tr;
+    }
+    strangers.known.insert(tr as usize, side as usize);
+    side
+}
+
+/// Forgets a stranger that is in no lane.
+pub fn forget(tr: *mut Transaction, side: *mut Side) {
+    let mut strangers = STRANGERS.write();
+    if let Some(strangers) = strangers.as_mut() {
+        if strangers.known.remove(&(tr as usize)).is_some() {
+            // SAFETY: in no lane, and just taken out of the only map.
+            unsafe {
+                (*side).tr = null_mut();
+                (*side).freed.store(false, Ordering::Relaxed);
+            }
+            strangers.idle.push(side as usize);
+        }
+    }
+}
+
+/// Chains of sides by hash. Grows by doubling; chains keep the order in which members came, newest first.
+pub struct Table<const WHICH: usize> {
+    buckets: Vec<*mut Side>,
+    count: usize,
+}
+
+impl<const WHICH: usize> Table<WHICH> {
+    pub const fn new() -> Self {
+        Table { buckets: Vec::new(), count: 0 }
+    }
+
+    /// # Safety
+    /// `side` is live and not in this table; `hash[WHICH]` is set.
+    pub unsafe fn insert(&mut self, side: *mut Side) {
+        if self.count >= self.buckets.len() {
+            self.grow();
+        }
+        let mask = self.buckets.len() - 1;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let bucket = &mut self.buckets[(*side).hash[WHICH] as usize & mask];
+            (*side).next[WHICH] = *bucket;
+            *bucket = side;
+        }
+        self.count += 1;
+    }
+
+    /// # Safety
+    /// `side` is in this table under `hash[WHICH]`.
+    pub unsafe fn remove(&mut self, side: *mut Side) {
+        if self.buckets.is_empty() {
+            return;
+        }
+        let mask = self.buckets.len() - 1;
+        // SAFETY: members of a chain are live.
+        unsafe {
+            let mut link: *mut *mut Side = &mut self.buckets[(*side).hash[WHICH] as usize & mask];
+            while !(*link).is_null() {
+                if *link == side {
+                    *link = (*side).next[WHICH];
+                    (*side).next[WHICH] = null_mut();
+                    self.count -= 1;
+                    return;
+                }
+                link = &raw mut (**link).next[WHICH];
+            }
+        }
+    }
+
+    /// Calls `visit` with each member of this hash.
+    pub fn each(&self, hash: u64, mut visit: impl FnMut(*mut Side)) {
+        if self.buckets.is_empty() {
+            return;
+        }
+        let mut side = self.buckets[hash as usize & (self.buckets.len() - 1)];
+        while !side.is_null() {
+            // SAFETY: members of a chain are live.
+            unsafe {
+                let next = (*side).next[WHICH];
+                if (*side).hash[WHICH] == hash {
+                    visit(side);
+                }
+                side = next;
+            }
+        }
+    }
+
+    pub fn all(&self) -> Vec<*mut Side> {
+        let mut all = Vec::with_capacity(self.count);
+        for bucket in &self.buckets {
+            let mut side = *bucket;
+            while !side.is_null() {
+                all.push(side);
+                // SAFETY: members of a chain are live.
+                side = unsafe { (*side).next[WHICH] };
+            }
+        }
+        all
+    }
+
+    fn grow(&mut self) {
+        let all = self.all();
+        self.buckets = vec![null_mut(); (self.buckets.len() * 2).max(64)];
+        self.count = 0;
+        // Chains were walked from the newest: put back in the opposite order they stay as they were.
+        for side in all.into_iter().rev() {
+            // SAFETY: members of a chain are live, and the table is empty.
+            unsafe { self.insert(side) };
+        }
+    }
+}
