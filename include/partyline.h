@@ -318,8 +318,8 @@ int partyline_engine_new(partyline_engine **engine);
 // PARTYLINE_ECONFIG: no such option, or a value that cannot be used; PARTYLINE_ESTATE: started already.
 int partyline_engine_set(partyline_engine *engine, const char *name, const char *value);
 
-// Takes an address: "udp:127.0.0.1:5060", "udp:[::1]:5060"; port 0 lets the system choose. `port` receives the port, and
-// may be NULL. Before partyline_engine_start(). PARTYLINE_EADDR: in use (also where another program shares the port
+// Takes an address: "udp:127.0.0.1:5060", "tcp:[::1]:5060"; port 0 lets the system choose. `port` receives the port, and
+// may be NULL. Answers go over the connection that the request came on. Before partyline_engine_start(). PARTYLINE_EADDR: in use (also where another program shares the port
 // with SO_REUSEPORT), not an address of this host, or no permission.
 int partyline_engine_listen(partyline_engine *engine,
                             const char *address,
@@ -413,9 +413,14 @@ int partyline_message_resume(partyline_message *later, int verdict);
 // Lets go of a deferred message without an answer.
 int partyline_message_drop(partyline_message *later);
 
-// Sends bytes as they are from the engine's first listener of that transport to "udp:192.0.2.1:5060". The address is
-// numeric: nothing here looks up names. Delivery is not confirmed.
-int partyline_send(partyline_engine *engine, const char *address, const char *bytes, size_t length);
+// Sends bytes as they are: to "udp:192.0.2.1:5060" from the engine's first UDP listener; to "tcp:192.0.2.1:5060" over an
+// open connection with that peer, whoever opened it, else over a new one. The address is numeric: nothing here looks up
+// names. Waits for nothing, and delivery is not confirmed. PARTYLINE_EFULL: the peer has not read as much as the option
+// `tcp.outbound` allows.
+int partyline_send(partyline_engine *engine,
+                   const char *address,
+                   const char *bytes,
+                   size_t length);
 
 // Adds a plugin to the engine's chain, before partyline_engine_start(). The struct is copied.
 // PARTYLINE_EINVAL: a size or version that is not known, no name, no callback, an unknown policy, phase or method list.

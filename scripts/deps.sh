@@ -19,7 +19,8 @@ for set in "$@"; do
       if ! command -v cargo >/dev/null; then want+=(rustc-web cargo-web); fi ;;
     test)
       need sip-tester sipp; need mariadb-server-core mariadbd; need mariadb-client-core mariadb
-      need python3 python3; need sqlite3 sqlite3; need valgrind valgrind; need binutils objdump; need sipsak sipsak ;;
+      need python3 python3; need sqlite3 sqlite3; need valgrind valgrind; need binutils objdump; need sipsak sipsak
+      need baresip-core baresip; need linphone-cli linphonec ;;
     *) echo "deps.sh: unknown set '$set' (build, test)" >&2; exit 2 ;;
   esac
 done

@@ -34,11 +34,18 @@ fn events() {
 #[test]
 fn registrar_in_memory() {
     run("registrar_flow", &["memory:", "memory"]);
+    run("registrar_flow", &["memory:", "memory", "tcp"]);
+}
+
+#[test]
+fn connections() {
+    run("stream_flow", &[]);
 }
 
 #[test]
 fn a_register_costs_no_malloc() {
     run("no_malloc", &["memory:", "memory"]);
+    run("no_malloc", &["memory:", "memory", "tcp"]);
 }
 
 #[test]
@@ -50,6 +57,10 @@ fn registrar_on_sqlite() {
             let _ = std::fs::remove_file(format!("{}{suffix}", file.display()));
         }
         run("registrar_flow", &[&format!("sqlite:{}", file.display()), mode]);
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{suffix}", file.display()));
+        }
+        run("registrar_flow", &[&format!("sqlite:{}", file.display()), mode, "tcp"]);
     }
 }
 

@@ -1,4 +1,4 @@
-/* What the C tests share: a check that names its place, and a tiny SIP client on UDP. */
+/* What the C tests share: a check that names its place, and a tiny SIP client on UDP and TCP. */
 #ifndef PARTYLINE_TESTS_CHECK_H
 #define PARTYLINE_TESTS_CHECK_H
 
@@ -6,6 +6,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -40,14 +41,21 @@
 
 #define OK(call) CHECK_CODE(call, PARTYLINE_OK)
 
-/* A UDP socket on 127.0.0.1, connected to `port`. */
-static inline int client_socket(uint16_t port)
+/* A socket on 127.0.0.1 (SOCK_DGRAM: UDP, SOCK_STREAM: TCP), connected to `port`. */
+static inline int client_connect(int type, uint16_t port)
 {
-    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    int fd = socket(AF_INET, type, 0), on = 1;
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     CHECK(fd >= 0);
     CHECK(connect(fd, (struct sockaddr *)&to, sizeof to) == 0);
+    if (type == SOCK_STREAM) /* what is sent in pieces arrives in pieces */
+        CHECK(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) == 0);
     return fd;
+}
+
+static inline int client_socket(uint16_t port)
+{
+    return client_connect(SOCK_DGRAM, port);
 }
 
 static inline void client_send(int fd, const char *text, size_t length)
@@ -55,13 +63,35 @@ static inline void client_send(int fd, const char *text, size_t length)
     CHECK(send(fd, text, length, 0) == (ssize_t)length);
 }
 
-/* The next datagram within `ms` milliseconds, with a NUL at its end; its length, or -1. */
+/* One message of a TCP connection, byte by byte up to its body: what follows it stays in the socket. 0: the end. */
+static inline ssize_t stream_receive(int fd, char *into, size_t capacity, int ms)
+{
+    size_t length = 0, body = 0;
+    struct pollfd wait = {.fd = fd, .events = POLLIN};
+    while (length < 4 || memcmp(into + length - 4, "\r\n\r\n", 4) != 0) {
+        CHECK(length + 1 < capacity);
+        if (poll(&wait, 1, ms) != 1 || recv(fd, into + length, 1, 0) != 1)
+            return length == 0 ? 0 : -1;
+        into[++length] = 0;
+    }
+    const char *field = strcasestr(into, "\r\nContent-Length:");
+    CHECK(field != NULL);
+    body = strtoul(field + 17, NULL, 10);
+    CHECK(length + body < capacity);
+    if (body > 0 && recv(fd, into + length, body, MSG_WAITALL) != (ssize_t)body)
+        return -1;
+    return (ssize_t)(length + body);
+}
+
+/* The next datagram or message within `ms` milliseconds, with a NUL at its end; its length, or -1. */
 static inline int client_receive(int fd, char *into, size_t capacity, int ms)
 {
     struct pollfd wait = {.fd = fd, .events = POLLIN};
     if (poll(&wait, 1, ms) != 1)
         return -1;
-    ssize_t got = recv(fd, into, capacity - 1, 0);
+    int type = 0;
+    CHECK(getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &(socklen_t){sizeof type}) == 0);
+    ssize_t got = type == SOCK_STREAM ? stream_receive(fd, into, capacity, ms) : recv(fd, into, capacity - 1, 0);
     if (got < 0)
         return -1;
     into[got] = 0;

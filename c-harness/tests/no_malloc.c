@@ -1,5 +1,5 @@
 /* In steady state a REGISTER costs no call of libc's malloc, in the program or in the library: they are counted here.
- *   no_malloc URL MODE        as registrar_flow */
+ *   no_malloc URL MODE [tcp]        as registrar_flow */
 #include "check.h"
 
 extern void *__libc_malloc(size_t size);
@@ -33,7 +33,8 @@ static long rounds(int fd, unsigned first, unsigned count)
 
 int main(int argc, char **argv)
 {
-    CHECK(argc == 3);
+    CHECK(argc == 3 || argc == 4);
+    int tcp = argc == 4;
     partyline_registrar *registrar;
     partyline_engine *engine;
     uint16_t port;
@@ -43,9 +44,9 @@ int main(int argc, char **argv)
     OK(partyline_engine_new(&engine));
     OK(partyline_engine_set(engine, "log", "off"));
     OK(partyline_engine_attach(engine, registrar));
-    OK(partyline_engine_listen(engine, "udp:127.0.0.1:0", &port));
+    OK(partyline_engine_listen(engine, tcp ? "tcp:127.0.0.1:0" : "udp:127.0.0.1:0", &port));
     OK(partyline_engine_start(engine));
-    int fd = client_socket(port);
+    int fd = client_connect(tcp ? SOCK_STREAM : SOCK_DGRAM, port);
     rounds(fd, 1, 500);
     /* The counter counts: what the library allocates at start it allocates somewhere. */
     void *volatile probe = malloc(10);
@@ -54,7 +55,7 @@ int main(int argc, char **argv)
     long seen = rounds(fd, 1000, 2000);
     partyline_pool_stats pool = {.size = sizeof pool};
     OK(partyline_pool_stats_get(&pool));
-    printf("no_malloc %s: %ld calls of malloc in 2000 REGISTERs\n", argv[2], seen);
+    printf("no_malloc %s %s: %ld calls of malloc in 2000 REGISTERs\n", argv[2], tcp ? "tcp" : "udp", seen);
     CHECK(seen == 0);
     CHECK(partyline_engine_stop(engine, 1000) == 0);
     OK(partyline_engine_free(engine));

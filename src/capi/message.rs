@@ -334,8 +334,10 @@ pub unsafe extern "C" fn partyline_message_drop(later: *mut partyline_message) -
     unsafe { partyline_message_resume(later, PARTYLINE_DONE) }
 }
 
-/// Sends bytes as they are from the engine's first listener of that transport to "udp:192.0.2.1:5060". The address is
-/// numeric: nothing here looks up names. Delivery is not confirmed.
+/// Sends bytes as they are: to "udp:192.0.2.1:5060" from the engine's first UDP listener; to "tcp:192.0.2.1:5060" over an
+/// open connection with that peer, whoever opened it, else over a new one. The address is numeric: nothing here looks up
+/// names. Waits for nothing, and delivery is not confirmed. PARTYLINE_EFULL: the peer has not read as much as the option
+/// `tcp.outbound` allows.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn partyline_send(
     engine: *mut partyline_engine,

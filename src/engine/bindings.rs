@@ -16,7 +16,7 @@ use super::core::Core;
 use super::exchange::{Admitted, Exchange, Kept, into_vec};
 use super::plugin::Verdict;
 use crate::ffi::{Code, Error};
-use crate::net::{ReplyTo, UdpRoute};
+use crate::net::ReplyTo;
 use crate::registrar::store::{Kind, NO_Q, StoreError};
 use crate::registrar::{
     Auth, BindingView, Extra, Mode, Options, Outcome, Registrar, Registration, Rejection, Sink, SipReply, Ticket,
@@ -218,9 +218,8 @@ impl Exchange<'_> {
             Ok(registration) => registration,
             Err(rejection) => return self.reject(rejection),
         };
-        let (mut received, mut socket) = ([0; 64], [0; 64]);
-        let request =
-            registration.request(received_uri(&mut received, self.source(), self.message), self.socket(&mut socket));
+        let (mut received, mut socket) = ([0; ADDRESS], [0; ADDRESS]);
+        let request = registration.request(self.received_uri(&mut received), self.socket(&mut socket));
         let request = if self.admitted == Some(Admitted::Again) { request.as_query() } else { request };
         let now = system_clock();
         let (message, engine, source) = (self.message, self.engine, self.source());
@@ -360,8 +359,7 @@ impl Exchange<'_> {
     fn hold(&mut self, registrar: &Arc<Bindings>, ticket: Ticket, mut bytes: Vec<u8>) {
         self.handed_on = true;
         bytes.shrink_to_fit();
-        let ReplyTo::Udp { listener, route } = self.origin.to_owned();
-        let to = ReplyTo::Udp { listener, route: UdpRoute { peer: self.answer_peer(), ..route } };
+        let to = self.origin.answer_to(self.message);
         let held = Held(What::Answer { to, bytes }, Waiting::new(self.engine));
         if let Some(Held(What::Answer { bytes, .. }, _)) = registrar.submit(ticket, held) {
             self.send_held(&bytes);
@@ -380,34 +378,35 @@ impl Exchange<'_> {
     }
 
     /// The socket that the message came in on, as the table has it.
-    fn socket<'b>(&self, buffer: &'b mut [u8; 64]) -> &'b [u8] {
-        let (listener, route) = self.origin.udp();
-        let mut local = listener.local_addr();
-        if let Some(ip) = route.local {
-            local.set_ip(ip);
+    fn socket<'b>(&self, buffer: &'b mut [u8; ADDRESS]) -> &'b [u8] {
+        let (transport, local) = self.origin.socket();
+        address(buffer, transport, local, b"")
+    }
+
+    /// Where a REGISTER came from, as a URI, if its first Contact says something else; else empty.
+    fn received_uri<'b>(&self, buffer: &'b mut [u8; ADDRESS]) -> &'b [u8] {
+        let source = self.source();
+        let first = self.message.contacts().next();
+        if let Some(Ok(crate::sip::Contact::Address(contact))) = first {
+            let host = contact.uri.host;
+            let host = host.strip_prefix(b"[").and_then(|h| h.strip_suffix(b"]")).unwrap_or(host);
+            let host: Option<IpAddr> = std::str::from_utf8(host).ok().and_then(|h| h.parse().ok());
+            if host != Some(source.ip()) || contact.uri.port_or_default() != source.port() {
+                let transport: &[u8] = if self.origin.is_stream() { b";transport=tcp" } else { b"" };
+                return address(buffer, b"sip:", source, transport);
+            }
         }
-        address(buffer, b"udp:", local)
+        b""
     }
 }
 
-/// Where a REGISTER came from, as a URI, if its first Contact says something else; else empty.
-fn received_uri<'b>(buffer: &'b mut [u8; 64], source: SocketAddr, message: &Message<'_>) -> &'b [u8] {
-    let first = message.contacts().next();
-    if let Some(Ok(crate::sip::Contact::Address(contact))) = first {
-        let host = contact.uri.host;
-        let host = host.strip_prefix(b"[").and_then(|h| h.strip_suffix(b"]")).unwrap_or(host);
-        let host: Option<IpAddr> = std::str::from_utf8(host).ok().and_then(|h| h.parse().ok());
-        if host != Some(source.ip()) || contact.uri.port_or_default() != source.port() {
-            return address(buffer, b"sip:", source);
-        }
-    }
-    b""
-}
+/// Room for a URI of an IPv6 address with its transport.
+const ADDRESS: usize = 80;
 
-fn address<'b>(buffer: &'b mut [u8; 64], prefix: &[u8], address: SocketAddr) -> &'b [u8] {
+fn address<'b>(buffer: &'b mut [u8; ADDRESS], prefix: &[u8], address: SocketAddr, suffix: &[u8]) -> &'b [u8] {
     let mut out = Cursor::new(buffer);
     let v6 = address.is_ipv6();
     out.put(prefix).put(if v6 { b"[" } else { b"" }).put_ip(address.ip()).put(if v6 { b"]" } else { b"" });
-    out.put(b":").put_number(address.port().into());
+    out.put(b":").put_number(address.port().into()).put(suffix);
     out.finish().map_or(b"", |bytes| bytes)
 }

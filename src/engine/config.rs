@@ -5,10 +5,11 @@ use std::time::Duration;
 use super::bindings::RegistrarOptions;
 use super::settings::{Setting, apply, document, number, show_switch, show_time, switch, time};
 use crate::ffi::Error;
+use crate::net::{FramerLimits, StreamOptions};
 use crate::registrar::{AuthMode, Mode, WhenBrief, WhenFull};
 
 /// An engine's options. Each field's meaning stands in [`ENGINE`].
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Config {
     pub threads_min: usize,
     pub threads_max: usize,
@@ -22,6 +23,9 @@ pub struct Config {
     pub udp_sockets: usize,
     pub udp_receive_buffer: usize,
     pub udp_send_buffer: usize,
+    pub tcp_backlog: i32,
+    /// The limits of connections; the room `net` has their defaults.
+    pub streams: StreamOptions,
     pub max_message: usize,
     pub retry_after: u32,
     pub server: String,
@@ -44,12 +48,22 @@ impl Default for Config {
             udp_sockets: 1,
             udp_receive_buffer: 4 << 20,
             udp_send_buffer: 1 << 20,
+            tcp_backlog: 1024,
+            streams: StreamOptions::default(),
             max_message: 65_000,
             retry_after: 5,
             server: String::new(),
             log: "info".into(),
             log_file: String::new(),
         }
+    }
+}
+
+impl Config {
+    /// What connections may do, with the bound on a message that holds for datagrams too.
+    pub fn stream_options(&self) -> StreamOptions {
+        let head = FramerLimits::default().head.min(self.max_message);
+        StreamOptions { limits: FramerLimits { head, message: self.max_message }, ..self.streams.clone() }
     }
 }
 
@@ -131,8 +145,68 @@ pub const ENGINE: &[Setting<Config>] = &[
         show: |c| c.udp_send_buffer.to_string(),
     },
     Setting {
+        name: "tcp.backlog",
+        help: "Connections that may wait to be accepted; the system may hold it lower (net.core.somaxconn).",
+        set: |c, v| number(v, 1, 65_535).map(|n| c.tcp_backlog = n),
+        show: |c| c.tcp_backlog.to_string(),
+    },
+    Setting {
+        name: "tcp.connections",
+        help: "TCP connections in all, accepted and opened; one more is closed at once. 0: no limit but the descriptors.",
+        set: |c, v| number(v, 0, 100_000_000).map(|n| c.streams.connections = n),
+        show: |c| c.streams.connections.to_string(),
+    },
+    Setting {
+        name: "tcp.per_source",
+        help: "TCP connections from one address; 0: no limit, for whole offices sit behind one.",
+        set: |c, v| number(v, 0, 100_000_000).map(|n| c.streams.per_source = n),
+        show: |c| c.streams.per_source.to_string(),
+    },
+    Setting {
+        name: "tcp.outbound",
+        help: "Bytes that may wait for one peer to read them; from half of it on nothing more is read from that peer, past it the connection is closed.",
+        set: |c, v| number(v, 4_096, 1 << 30).map(|n| c.streams.outbound = n),
+        show: |c| c.streams.outbound.to_string(),
+    },
+    Setting {
+        name: "tcp.connect_limit",
+        help: "How long opening a connection may take.",
+        set: |c, v| time(v, Duration::from_millis(100), DAY).map(|t| c.streams.connect_limit = t),
+        show: |c| show_time(c.streams.connect_limit),
+    },
+    Setting {
+        name: "tcp.first_bytes",
+        help: "How long an accepted connection may say nothing.",
+        set: |c, v| time(v, Duration::from_millis(100), DAY).map(|t| c.streams.first_bytes = t),
+        show: |c| show_time(c.streams.first_bytes),
+    },
+    Setting {
+        name: "tcp.message_limit",
+        help: "How long a message may take from its first byte to its last.",
+        set: |c, v| time(v, Duration::from_millis(100), DAY).map(|t| c.streams.message_limit = t),
+        show: |c| show_time(c.streams.message_limit),
+    },
+    Setting {
+        name: "tcp.idle",
+        help: "How long nothing at all may come over a connection; longer than the usual registration.",
+        set: |c, v| time(v, Duration::from_millis(100), DAY).map(|t| c.streams.idle = t),
+        show: |c| show_time(c.streams.idle),
+    },
+    Setting {
+        name: "tcp.write_limit",
+        help: "How long a peer may read nothing while something waits for it.",
+        set: |c, v| time(v, Duration::from_millis(100), DAY).map(|t| c.streams.write_limit = t),
+        show: |c| show_time(c.streams.write_limit),
+    },
+    Setting {
+        name: "tcp.linger",
+        help: "How long answers that are still owed may take when the peer has closed its side.",
+        set: |c, v| time(v, Duration::from_millis(100), HOUR).map(|t| c.streams.linger = t),
+        show: |c| show_time(c.streams.linger),
+    },
+    Setting {
         name: "max_message",
-        help: "A longer datagram is dropped and counted, in bytes.",
+        help: "A longer datagram is dropped and counted; a longer message of a connection is answered with 513 and the connection closed. In bytes.",
         set: |c, v| number(v, 512, 65_535).map(|n| c.max_message = n),
         show: |c| c.max_message.to_string(),
     },

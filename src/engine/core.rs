@@ -1,6 +1,6 @@
 //! What a message meets: the leader's reading of batches, and the walk through the chain.
 //!
-//! The thread that leads reads one batch. Without plugins it answers the batch from the registrar's cache and goes on
+//! The thread that leads reads one batch: of datagrams, or of messages from connections. Without plugins it answers the batch from the registrar's cache and goes on
 //! leading: nothing there can block. With plugins it gives leadership away first and then walks each message through the
 //! chain.
 //!
@@ -8,9 +8,13 @@
 //! answers collected so far, stand in a [`Backlog`] that others can reach; whoever leads looks at the backlogs, and when a
 //! call has taken longer than [`SLOW`] it sends those answers and hands the rest to other threads. The plugin then counts
 //! as one that blocks for [`SLOW_FOR`]: its messages leave the batch and become tasks of their own before the call.
+//!
+//! A connection belongs to the thread that reads it until its messages are answered or have their places on strands, so
+//! that the order within it is kept; a plugin is never called before it has been let go of.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -23,7 +27,10 @@ use super::config::Config;
 use super::count::{Count, Dropped};
 use super::exchange::{Exchange, Kept, Origin, Out};
 use super::plugin::{Chain, Link, Plugin, Policy, Verdict};
-use crate::net::{Datagram, Event, Reactor, Ready, RecvBatch, SendBatch, UdpListener};
+use crate::net::{
+    BATCH, Datagram, Ends, Event, FrameError, Reactor, Ready, RecvBatch, SendBatch, SendFailed, StreamMessage,
+    StreamReader, StreamReady, Streams, TcpAcceptor, UdpListener,
+};
 use crate::observe::{Counter, Histogram, Text};
 use crate::sched::{Admit, Bounds, Leader, Next, Permit, Policy as StrandPolicy, Pool, Source, StrandSet, Task};
 use crate::sip::{KeyHasher, Message, Method, ParseError, Tags};
@@ -52,8 +59,11 @@ pub(super) struct Backlog {
 struct Desk {
     ready: Ready,
     recv: RecvBatch,
+    reader: StreamReader,
     send: SendBatch,
     backlog: Arc<Backlog>,
+    /// Messages of connections that were lined up in the backlog since the last call of [`Core::work`].
+    lined: usize,
 }
 
 /// See the module.
@@ -64,6 +74,8 @@ pub(super) struct Core {
     pub tags: Tags,
     pub keys: KeyHasher,
     pub count: Count,
+    pub streams: Arc<Streams>,
+    acceptors: Mutex<Vec<Arc<TcpAcceptor>>>,
     me: Weak<Core>,
     reactor: Reactor,
     chain: Chain,
@@ -76,14 +88,29 @@ pub(super) struct Core {
     backlogged: AtomicUsize,
     rescues: Counter,
     open: AtomicBool,
+    /// The leader waits, or is about to, without a look at the connections' limits of time.
+    timeless: AtomicBool,
     born: Instant,
+}
+
+/// What an engine listens on.
+pub(super) struct Sockets {
+    pub udp: Vec<Arc<UdpListener>>,
+    pub tcp: Vec<Arc<TcpAcceptor>>,
+    pub streams: Arc<Streams>,
+}
+
+/// Why [`Core::send_tcp`] has failed.
+pub(super) enum NotSent {
+    Unconnected(std::io::Error),
+    Failed(SendFailed),
 }
 
 impl Core {
     pub fn new(
         config: Config,
         reactor: Reactor,
-        listeners: Vec<Arc<UdpListener>>,
+        sockets: Sockets,
         plugins: Vec<Plugin>,
         registrar: Option<Arc<Bindings>>,
     ) -> Arc<Core> {
@@ -95,11 +122,13 @@ impl Core {
             let ordered = chain.links().iter().any(|l| l.plugin.policy != Policy::Parallel);
             Core {
                 config,
-                listeners,
+                listeners: sockets.udp,
                 registrar,
                 tags: Tags::new(),
                 keys: KeyHasher::default(),
                 count: Count::default(),
+                streams: sockets.streams,
+                acceptors: Mutex::new(sockets.tcp),
                 me: me.clone(),
                 reactor,
                 chain,
@@ -110,6 +139,7 @@ impl Core {
                 backlogged: AtomicUsize::new(0),
                 rescues: Counter::new(),
                 open: AtomicBool::new(true),
+                timeless: AtomicBool::new(false),
                 born: Instant::now(),
             }
         })
@@ -119,9 +149,18 @@ impl Core {
         let _ = self.pool.set(Arc::downgrade(pool));
     }
 
-    /// Reads nothing from now on.
+    /// Takes in nothing from now on: datagrams are not read, connections not accepted, and what comes over a connection
+    /// is refused (it is read, for what is still to be written needs the same events).
     pub fn close(&self) {
         self.open.store(false, Ordering::SeqCst);
+        for acceptor in self.acceptors.lock().drain(..) {
+            self.reactor.remove_tcp(&acceptor);
+        }
+    }
+
+    /// Closes what is still connected.
+    pub fn disconnect(&self) {
+        self.streams.close_all();
     }
 
     /// Messages that were taken in and have not ended: deferred, waiting for the database, on strands, being handled.
@@ -143,7 +182,23 @@ impl Core {
         let result = body(&mut desk.send);
         desk.send.flush();
         self.desks.lock().push(desk);
+        self.look_at_streams();
         result
+    }
+
+    /// Sends over an open connection to `peer`, or over a new one.
+    pub fn send_tcp(&self, peer: SocketAddr, bytes: &[u8]) -> Result<(), NotSent> {
+        let conn = self.streams.connect(peer, None).map_err(NotSent::Unconnected)?;
+        let sent = conn.send(bytes);
+        self.look_at_streams();
+        sent.map_err(NotSent::Failed)
+    }
+
+    /// After something that may have opened a connection while the leader waits without looking at any.
+    fn look_at_streams(&self) {
+        if self.timeless.load(Ordering::SeqCst) && self.streams.expire_interval().is_some() {
+            self.reactor.wake();
+        }
     }
 
     fn take_desk(&self) -> Desk {
@@ -219,7 +274,7 @@ impl Core {
             rounds: kept.rounds,
             admitted: kept.admitted,
             backlog,
-            ..Exchange::new(&me, &message, Origin::Kept(&kept.to), out, kept.step)
+            ..Exchange::new(&me, &message, Origin::Kept(&kept.back), out, kept.step)
         });
     }
 
@@ -241,7 +296,7 @@ impl Core {
             return false;
         }
         desk.ready.give_back();
-        if count == 1 && !self.ordered {
+        if count == 1 && !self.ordered && desk.lined == 0 {
             if !leader.promote() {
                 leader.abdicate();
             }
@@ -253,7 +308,63 @@ impl Core {
             return true;
         }
         // Places on strands are taken in order of arrival, so before anybody else can read the next batch.
-        self.line_up(me, desk, listener);
+        let Desk { recv, send, backlog, .. } = desk;
+        for datagram in recv.datagrams() {
+            self.take_in(me, datagram, listener, send, |exchange| self.line_up(exchange, backlog));
+        }
+        // Refusals and 400s; mostly none.
+        send.flush();
+        self.work(desk, leader);
+        true
+    }
+
+    /// Reads one connection; returns how many messages it had. Without plugins they are answered, else lined up.
+    fn serve_stream(&self, me: &Arc<Core>, desk: &mut Desk, mut ready: StreamReady) -> usize {
+        let ends = ready.conn().ends();
+        let open = self.open.load(Ordering::Relaxed);
+        let Desk { reader, send, backlog, .. } = desk;
+        let count = ready.handle(reader, |message| {
+            self.take_in_stream(me, message, &ends, send, |exchange| {
+                if !open {
+                    exchange.refuse();
+                } else if self.chain.is_empty() {
+                    self.walk(exchange, None);
+                } else {
+                    self.line_up(exchange, backlog);
+                }
+            });
+        });
+        // Before the connection is let go of: another thread may answer its next request.
+        send.flush();
+        drop(ready);
+        desk.lined += count;
+        count
+    }
+
+    /// Puts a message into the backlog, with a place on its first plugin's strand; not one that has to wait there, or is
+    /// refused.
+    fn line_up(&self, exchange: &mut Exchange<'_>, backlog: &Backlog) {
+        let first = self.chain.next(0, exchange.message.method());
+        let permit = match first.filter(|(_, link)| link.plugin.policy != Policy::Parallel) {
+            None => None,
+            Some((step, link)) => {
+                exchange.step = step;
+                match self.enter(link, exchange) {
+                    Some(permit) => Some(permit),
+                    None => return,
+                }
+            }
+        };
+        backlog.rest.lock().push_back((exchange.keep(exchange.step), permit));
+    }
+
+    /// Gives leadership away and walks what was lined up.
+    fn work(&self, desk: &mut Desk, leader: &mut Leader<'_>) {
+        desk.lined = 0;
+        if desk.backlog.rest.lock().is_empty() {
+            return;
+        }
+        desk.ready.give_back();
         // Known before the next leader waits: it has to look after this batch.
         self.backlogs.lock().push(Arc::clone(&desk.backlog));
         self.backlogged.fetch_add(1, Ordering::SeqCst);
@@ -261,32 +372,6 @@ impl Core {
             leader.abdicate();
         }
         self.work_off(&desk.backlog);
-        true
-    }
-
-    /// Takes the batch's messages out of the receive buffers, each with a place on its first plugin's strand; those that
-    /// have to wait there, or are refused, are not among them any more.
-    fn line_up(&self, me: &Arc<Core>, desk: &mut Desk, listener: &Arc<UdpListener>) {
-        let Desk { recv, send, backlog, .. } = desk;
-        let mut rest = backlog.rest.lock();
-        for datagram in recv.datagrams() {
-            self.take_in(me, datagram, listener, send, |exchange| {
-                let first = self.chain.next(0, exchange.message.method());
-                let permit = match first.filter(|(_, link)| link.plugin.policy != Policy::Parallel) {
-                    None => None,
-                    Some((step, link)) => {
-                        exchange.step = step;
-                        match self.enter(link, exchange) {
-                            Some(permit) => Some(permit),
-                            None => return,
-                        }
-                    }
-                };
-                rest.push_back((exchange.keep(exchange.step), permit));
-            });
-        }
-        // Refusals and 400s; mostly none.
-        send.flush();
     }
 
     /// Walks what is in the backlog through the chain, with others' help if a call blocks.
@@ -353,24 +438,70 @@ impl Core {
         if datagram.truncated || datagram.data.len() > self.config.max_message {
             return self.count.drop(Dropped::TooLong);
         }
-        let origin = Origin::Udp(listener, datagram.route());
-        match Message::parse(datagram.data) {
-            Ok(message) => {
-                handle(&mut Exchange::new(me, &message, origin, Out::Mine(out), 0));
-            }
-            Err(ParseError::KeepAlive) => self.count.drop(Dropped::KeepAlive),
-            Err(error) => match Message::salvage(datagram.data) {
-                Some(message) => {
-                    self.count.malformed.inc();
-                    let mut exchange = Exchange::new(me, &message, origin, Out::Mine(out), 0);
-                    // What cannot be rendered either is not answered.
-                    if exchange.reply(error.status(), Some(error.text()), b"", b"").is_err() {
-                        self.count.drop(Dropped::Unanswerable);
-                    }
+        self.read_in(me, datagram.data, Origin::Udp(listener, datagram.route()), out, handle);
+    }
+
+    fn take_in_stream(
+        &self,
+        me: &Arc<Core>,
+        message: StreamMessage<'_>,
+        ends: &Ends,
+        out: &mut SendBatch,
+        handle: impl FnOnce(&mut Exchange<'_>),
+    ) {
+        let origin = Origin::Stream(message.conn, ends);
+        match message.error {
+            None => self.read_in(me, message.data, origin, out, handle),
+            Some(error) => {
+                let (status, reason) = match error {
+                    FrameError::MessageTooLong => (513, None),
+                    FrameError::NoLength => (400, Some("Missing Content-Length")),
+                    FrameError::BadLength => (400, Some("Bad Content-Length")),
+                    _ => (400, None),
+                };
+                if !self.answer_broken(me, message.data, origin, out, status, reason) {
+                    // The connection closes behind its answer; there is none.
+                    message.conn.disconnect();
                 }
-                None => self.count.drop(Dropped::Unanswerable),
-            },
+            }
         }
+    }
+
+    fn read_in(
+        &self,
+        me: &Arc<Core>,
+        data: &mut [u8],
+        origin: Origin<'_>,
+        out: &mut SendBatch,
+        handle: impl FnOnce(&mut Exchange<'_>),
+    ) {
+        match Message::parse(data) {
+            Ok(message) => handle(&mut Exchange::new(me, &message, origin, Out::Mine(out), 0)),
+            Err(ParseError::KeepAlive) => self.count.drop(Dropped::KeepAlive),
+            Err(error) => {
+                self.answer_broken(me, data, origin, out, error.status(), Some(error.text()));
+            }
+        }
+    }
+
+    /// False if it cannot be answered; that is counted.
+    fn answer_broken(
+        &self,
+        me: &Arc<Core>,
+        data: &mut [u8],
+        origin: Origin<'_>,
+        out: &mut SendBatch,
+        status: u16,
+        reason: Option<&str>,
+    ) -> bool {
+        let answered = Message::salvage(data).is_some_and(|message| {
+            self.count.malformed.inc();
+            Exchange::new(me, &message, origin, Out::Mine(out), 0).reply(status, reason, b"", b"").is_ok()
+        });
+        if !answered {
+            self.count.drop(Dropped::Unanswerable);
+        }
+        answered
     }
 
     /// Walks a message through the chain from where it is.
@@ -493,6 +624,7 @@ impl Core {
         out.counter("partyline_rescues_total", "Batches taken away from behind a call that blocked.", &[], rescues);
         self.reactor.metrics(out);
         UdpListener::metrics(&self.listeners, out);
+        self.streams.metrics(out);
         let links = self.chain.links();
         for link in links {
             let labels = [("plugin", link.plugin.name.as_str())];
@@ -529,6 +661,10 @@ impl Core {
             f.sent += io.sent;
             f.send_errors += io.send_errors;
         }
+        let io = self.streams.figures();
+        f.received += io.received;
+        f.sent += io.sent;
+        f.send_errors += io.unsent;
         if let Some(registrar) = &self.registrar {
             super::bindings::add_figures(registrar, &mut f);
         }
@@ -546,23 +682,49 @@ impl Source for Core {
         let Some(me) = self.me.upgrade() else { return };
         let mut desk = self.take_desk();
         let backlogged = self.backlogged.load(Ordering::SeqCst) > 0;
-        let timeout = if backlogged { Some(timeout.map_or(LOOK, |t| t.min(LOOK))) } else { timeout };
+        // Said before it is looked whether there are connections: who opens the first one later sees it.
+        self.timeless.store(true, Ordering::SeqCst);
+        let interval = self.streams.expire_interval();
+        if interval.is_some() {
+            self.timeless.store(false, Ordering::Relaxed);
+        }
+        let look = if backlogged { Some(LOOK) } else { None };
+        let timeout = [timeout, look, interval].into_iter().flatten().min();
         if let Err(error) = self.reactor.wait(&mut desk.ready, timeout) {
             tracing::error!(%error, "waiting for events failed");
         }
+        self.timeless.store(false, Ordering::Relaxed);
         leader.events_came();
         if backlogged {
             self.rescue();
         }
+        if interval.is_some() {
+            self.streams.expire(Instant::now());
+        }
+        let mut taken = 0;
         while let Some(event) = desk.ready.pop() {
-            let Event::Udp(listener) = event;
-            if !self.open.load(Ordering::Relaxed) {
-                continue;
-            }
-            if self.serve(&me, &mut desk, &listener, leader) {
-                break;
+            match event {
+                Event::Udp(listener) => {
+                    if self.open.load(Ordering::Relaxed) && self.serve(&me, &mut desk, &listener, leader) {
+                        break;
+                    }
+                }
+                Event::Accept(acceptor) => {
+                    if self.open.load(Ordering::Relaxed) {
+                        self.streams.accept(&acceptor);
+                    }
+                }
+                Event::Stream(ready) => {
+                    taken += self.serve_stream(&me, &mut desk, ready);
+                    if taken >= BATCH {
+                        break;
+                    }
+                }
             }
         }
+        self.work(&mut desk, leader);
+        // What a full batch has left over belongs to whoever leads next.
+        desk.ready.give_back();
         self.desks.lock().push(desk);
     }
 

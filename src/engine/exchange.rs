@@ -1,7 +1,7 @@
 //! A message in hand: what a plugin may ask of it, and the ways in which it ends.
 //!
 //! ```text
-//! datagram ──▶ Exchange (borrows buffer, batch, listener) ──▶ answered into the batch
+//! datagram, or message of a stream ──▶ Exchange (borrows buffer, batch, way back) ──▶ answered into the batch
 //!                  │ keep()
 //!                  ▼
 //!               Kept (owns the bytes; on a strand, in a ticket, waiting for the database) ──▶ Exchange again
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::ffi::{Code, Error};
-use crate::net::{ReplyTo, SendBatch, UdpListener, UdpRoute};
+use crate::net::{Conn, Ends, ReplyTo, SendBatch, UdpListener, UdpRoute};
 use crate::sip::{HeaderName, Message, Method, Response, Uri};
 
 use super::core::{Backlog, Core};
@@ -22,46 +22,98 @@ use super::core::{Backlog, Core};
 #[derive(Clone, Copy)]
 pub(super) enum Origin<'a> {
     Udp(&'a Arc<UdpListener>, UdpRoute),
-    Kept(&'a ReplyTo),
+    Stream(&'a Conn, &'a Ends),
+    Kept(&'a Back),
+}
+
+/// Where a kept message came from: a connection may be gone by the time it is asked about.
+#[derive(Clone)]
+pub(super) struct Back {
+    to: ReplyTo,
+    source: SocketAddr,
+    local: SocketAddr,
 }
 
 impl Origin<'_> {
     fn source(&self) -> SocketAddr {
         match self {
             Origin::Udp(_, route) => route.peer,
-            Origin::Kept(ReplyTo::Udp { route, .. }) => route.peer,
+            Origin::Stream(_, ends) => ends.peer,
+            Origin::Kept(back) => back.source,
         }
     }
 
-    pub(super) fn udp(&self) -> (&Arc<UdpListener>, UdpRoute) {
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(self, Origin::Stream(..) | Origin::Kept(Back { to: ReplyTo::Stream { .. }, .. }))
+    }
+
+    /// The transport as the table of bindings has it, and the address of ours that was asked.
+    pub(super) fn socket(&self) -> (&'static [u8], SocketAddr) {
         match self {
-            Origin::Udp(listener, route) => (listener, *route),
-            Origin::Kept(ReplyTo::Udp { listener, route }) => (listener, *route),
+            Origin::Udp(listener, route) => (b"udp:", local_of(listener, route)),
+            Origin::Stream(_, ends) => (b"tcp:", ends.local),
+            Origin::Kept(back) => (if self.is_stream() { b"tcp:" } else { b"udp:" }, back.local),
         }
     }
 
-    pub(super) fn to_owned(self) -> ReplyTo {
-        match self {
-            Origin::Udp(listener, route) => ReplyTo::Udp { listener: Arc::clone(listener), route },
-            Origin::Kept(to) => to.clone(),
+    pub(super) fn keep(&self, message: &Message<'_>) -> Back {
+        match *self {
+            Origin::Udp(listener, route) => Back {
+                to: ReplyTo::Udp { listener: Arc::clone(listener), route },
+                source: route.peer,
+                local: local_of(listener, &route),
+            },
+            Origin::Stream(conn, ends) => {
+                Back { to: conn.reply_to(reopen(message, ends.peer)), source: ends.peer, local: ends.local }
+            }
+            Origin::Kept(back) => back.clone(),
         }
     }
 
     /// The way to where an answer to `request` goes (RFC 3261 section 18.2.2, RFC 3581): an unreadable Via leaves the
-    /// source.
+    /// source. A stream's answers go over the connection.
     pub(super) fn answer_peer(&self, request: &Message<'_>) -> SocketAddr {
         let source = self.source();
+        if self.is_stream() {
+            return source;
+        }
         request.via().map_or(source, |via| via.reply_to(source))
+    }
+
+    /// The same, to be kept with a rendered answer.
+    pub(super) fn answer_to(&self, request: &Message<'_>) -> ReplyTo {
+        let mut to = self.keep(request).to;
+        if let ReplyTo::Udp { route, .. } = &mut to {
+            route.peer = self.answer_peer(request);
+        }
+        to
     }
 
     pub(super) fn push(&self, out: &mut SendBatch, peer: SocketAddr, render: impl FnOnce(&mut Vec<u8>)) {
         match self {
             Origin::Udp(listener, route) => out.push_udp(listener, &UdpRoute { peer, ..*route }, render),
-            Origin::Kept(ReplyTo::Udp { listener, route }) => {
+            Origin::Stream(conn, _) => out.push_conn(conn, render),
+            Origin::Kept(Back { to: ReplyTo::Udp { listener, route }, .. }) => {
                 out.push_udp(listener, &UdpRoute { peer, ..*route }, render);
             }
+            Origin::Kept(back) => out.push(&back.to, render),
         }
     }
+}
+
+fn local_of(listener: &UdpListener, route: &UdpRoute) -> SocketAddr {
+    let mut local = listener.local_addr();
+    if let Some(ip) = route.local {
+        local.set_ip(ip);
+    }
+    local
+}
+
+/// Where to connect to when the connection is gone before the answer: the source address with the port of sent-by (RFC
+/// 3261 section 18.2.2). Not the address of sent-by or maddr: the sender has not shown that those are its own.
+fn reopen(message: &Message<'_>, source: SocketAddr) -> Option<SocketAddr> {
+    let port = message.via().ok()?.port_or_default();
+    (port != 0).then(|| SocketAddr::new(source.ip(), port))
 }
 
 /// Where answers are collected.
@@ -124,7 +176,7 @@ pub struct UriParts<'a> {
 /// A message that waits: its bytes, the way back, and where in the chain it goes on.
 pub struct Kept {
     pub(super) bytes: Vec<u8>,
-    pub(super) to: ReplyTo,
+    pub(super) back: Back,
     pub(super) step: usize,
     pub(super) rounds: u8,
     pub(super) admitted: Option<Admitted>,
@@ -232,7 +284,7 @@ impl<'a> Exchange<'a> {
             return Err(Error::invalid("the reason phrase holds a control character"));
         }
         if body.len() > 60_000 {
-            return Err(Error::invalid(format!("a body of {} bytes does not fit into a datagram", body.len())));
+            return Err(Error::invalid(format!("a body of {} bytes does not fit into an answer", body.len())));
         }
         self.render(status, reason, &mut |response| {
             response.lines(headers);
@@ -291,7 +343,7 @@ impl<'a> Exchange<'a> {
     pub(super) fn keep(&self, step: usize) -> Kept {
         Kept {
             bytes: self.message.raw().to_vec(),
-            to: self.origin.to_owned(),
+            back: self.origin.keep(self.message),
             step,
             rounds: self.rounds,
             admitted: self.admitted,
@@ -370,7 +422,7 @@ impl Ticket {
         let mut state = self.state.lock();
         let TicketState { kept, answered } = &mut *state;
         let kept = kept.as_mut().ok_or_else(|| Error::invalid("the message was finished already"))?;
-        let Kept { bytes, to, step, rounds, admitted } = kept;
+        let Kept { bytes, back, step, rounds, admitted } = kept;
         // It was parsed when it came; it is the same bytes.
         let message = Message::parse(bytes).map_err(|e| Error::invalid(e.text()))?;
         self.engine.with_batch(|out| {
@@ -379,7 +431,7 @@ impl Ticket {
                 admitted: *admitted,
                 answered: *answered,
                 alone: true,
-                ..Exchange::new(&self.engine, &message, Origin::Kept(to), Out::Mine(out), *step)
+                ..Exchange::new(&self.engine, &message, Origin::Kept(back), Out::Mine(out), *step)
             };
             let result = body(&mut exchange);
             *answered = exchange.answered;

@@ -32,9 +32,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use self::core::Core;
+use self::core::{Core, NotSent, Sockets};
 use crate::ffi::{Code, Error, fork::Birth};
-use crate::net::{BindError, Reactor, ReplyTo, UdpListener, UdpOptions, UdpRoute};
+use crate::net::{
+    BindError, Reactor, ReplyTo, SendFailed, Streams, TcpAcceptor, TcpOptions, Transport, UdpListener, UdpOptions,
+    UdpRoute,
+};
 use crate::observe::{Text, log};
 use crate::sched::{
     Cancel, Clockwork, GroupId, Groups, Options as PoolOptions, Pool, Source, Task, TimerCall, TimerId, Why,
@@ -82,7 +85,8 @@ enum Stage {
 #[derive(Default)]
 struct Setup {
     config: Config,
-    listeners: Vec<UdpListener>,
+    udp: Vec<UdpListener>,
+    tcp: Vec<TcpAcceptor>,
     plugins: Vec<Plugin>,
     registrar: Option<Arc<Bindings>>,
 }
@@ -160,20 +164,29 @@ impl Engine {
         self.setup(|setup| settings::apply(config::ENGINE, &mut setup.config, name, value))
     }
 
-    /// Takes an address of the form "udp:127.0.0.1:5060".
+    /// Takes an address of the form "udp:127.0.0.1:5060" or "tcp:127.0.0.1:5060".
     pub fn listen(&self, address: &str) -> Result<SocketAddr, Error> {
-        let address = udp_address(address)?;
-        self.setup(|setup| {
-            let options = UdpOptions {
-                recv_buffer: setup.config.udp_receive_buffer,
-                send_buffer: setup.config.udp_send_buffer,
-                sockets: setup.config.udp_sockets,
-                ..UdpOptions::default()
-            };
-            let bound = UdpListener::bind(address, &options).map_err(bind_error)?;
-            let local = bound[0].local_addr();
-            setup.listeners.extend(bound);
-            Ok(local)
+        let (transport, address) = parse_address(address)?;
+        self.setup(|setup| match transport {
+            Transport::Udp => {
+                let options = UdpOptions {
+                    recv_buffer: setup.config.udp_receive_buffer,
+                    send_buffer: setup.config.udp_send_buffer,
+                    sockets: setup.config.udp_sockets,
+                    ..UdpOptions::default()
+                };
+                let bound = UdpListener::bind(address, &options).map_err(bind_error)?;
+                let local = bound[0].local_addr();
+                setup.udp.extend(bound);
+                Ok(local)
+            }
+            Transport::Tcp => {
+                let options = TcpOptions { backlog: setup.config.tcp_backlog, ..TcpOptions::default() };
+                let bound = TcpAcceptor::bind(address, &options).map_err(bind_error)?;
+                let local = bound.local_addr();
+                setup.tcp.push(bound);
+                Ok(local)
+            }
         })
     }
 
@@ -207,7 +220,7 @@ impl Engine {
             Stage::Stopped(_) => return Err(Error::new(Code::State, "the engine was stopped: make a new one")),
             _ => return Err(Error::new(Code::State, "the engine runs already")),
         };
-        if setup.listeners.is_empty() {
+        if setup.udp.is_empty() && setup.tcp.is_empty() {
             return Err(Error::new(Code::State, "the engine has no listener: call partyline_engine_listen first"));
         }
         if setup.config.threads_min > setup.config.threads_max {
@@ -319,9 +332,15 @@ impl Engine {
         }
     }
 
-    /// Sends bytes from the first listener.
+    /// Sends bytes from the first listener, or over a connection.
     pub fn send(&self, address: &str, bytes: &[u8]) -> Result<(), Error> {
-        let peer = udp_address(address)?;
+        match parse_address(address)? {
+            (Transport::Udp, peer) => self.send_udp(peer, bytes),
+            (Transport::Tcp, peer) => self.send_tcp(peer, bytes),
+        }
+    }
+
+    fn send_udp(&self, peer: SocketAddr, bytes: &[u8]) -> Result<(), Error> {
         if bytes.is_empty() || bytes.len() > 65_507 {
             return Err(Error::invalid(format!("{} bytes do not make a datagram", bytes.len())));
         }
@@ -338,6 +357,21 @@ impl Engine {
             return Err(Error::new(Code::Io, format!("the datagram to {peer} could not be sent")));
         }
         Ok(())
+    }
+
+    fn send_tcp(&self, peer: SocketAddr, bytes: &[u8]) -> Result<(), Error> {
+        let running = self.running()?;
+        let most = running.core.config.streams.outbound;
+        if bytes.is_empty() || bytes.len() > most {
+            return Err(Error::invalid(format!("{} bytes: 1 to {most} can be sent (tcp.outbound)", bytes.len())));
+        }
+        running.core.send_tcp(peer, bytes).map_err(|why| match why {
+            NotSent::Unconnected(e) => Error::new(Code::Io, format!("no connection to {peer}: {e}")),
+            NotSent::Failed(SendFailed::Full) => {
+                Error::new(Code::Full, format!("{peer} reads too slowly, its connection is being closed"))
+            }
+            NotSent::Failed(SendFailed::Closed) => Error::new(Code::Io, format!("the connection to {peer} has closed")),
+        })
     }
 
     /// Prometheus text.
@@ -365,12 +399,15 @@ impl Engine {
 
 impl Running {
     fn start(setup: Setup) -> Result<Running, Error> {
-        let Setup { config, listeners, plugins, registrar } = setup;
+        let Setup { config, udp, tcp, plugins, registrar } = setup;
         let io_error = |what: &str, e: std::io::Error| Error::new(Code::Io, format!("{what}: {e}"));
         start_log(&config)?;
         let reactor = Reactor::new().map_err(|e| io_error("no event queue", e))?;
-        let added: Result<Vec<_>, _> = listeners.into_iter().map(|listener| reactor.add_udp(listener)).collect();
-        let listeners = added.map_err(|e| io_error("a listener cannot be waited for", e))?;
+        let no_wait = |e| io_error("a listener cannot be waited for", e);
+        let streams = Streams::new(&reactor, config.stream_options(), None).map_err(no_wait)?;
+        let udp: Result<Vec<_>, _> = udp.into_iter().map(|listener| reactor.add_udp(listener)).collect();
+        let tcp: Result<Vec<_>, _> = tcp.into_iter().map(|acceptor| reactor.add_tcp(acceptor)).collect();
+        let sockets = Sockets { udp: udp.map_err(no_wait)?, tcp: tcp.map_err(no_wait)?, streams };
         let pool_options = PoolOptions {
             name: "io".into(),
             min: config.threads_min,
@@ -388,7 +425,7 @@ impl Running {
             pin: None,
             ..pool_options.clone()
         };
-        let core = Core::new(config, reactor, listeners, plugins, registrar);
+        let core = Core::new(config, reactor, sockets, plugins, registrar);
         let source: Arc<dyn Source> = Arc::clone(&core) as Arc<dyn Source>;
         let groups = Arc::new(Groups::new());
         let clock = Clockwork::new(&groups, &source);
@@ -418,6 +455,7 @@ impl Running {
         let in_hand = self.core.in_hand();
         let left = self.groups.stop(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100)));
         self.core.drain_strands();
+        self.core.disconnect();
         in_hand.max(left.tasks + left.threads)
     }
 
@@ -452,15 +490,22 @@ fn start_log(config: &Config) -> Result<(), Error> {
     log::start(options).map(|_| ()).map_err(|e| Error::new(Code::Config, format!("log_file {}: {e}", config.log_file)))
 }
 
-/// "udp:127.0.0.1:5060", "udp:[::1]:5060".
-fn udp_address(text: &str) -> Result<SocketAddr, Error> {
-    let wrong = || {
+/// "udp:127.0.0.1:5060", "tcp:[::1]:5060".
+fn parse_address(text: &str) -> Result<(Transport, SocketAddr), Error> {
+    let split = text.split_once(':').and_then(|(name, rest)| {
+        let transport = match name {
+            "udp" => Transport::Udp,
+            "tcp" => Transport::Tcp,
+            _ => return None,
+        };
+        Some((transport, rest.parse().ok()?))
+    });
+    split.ok_or_else(|| {
         Error::new(
             Code::Config,
-            format!("\"{}\" is not an address such as udp:127.0.0.1:5060 or udp:[::1]:5060", text.escape_default()),
+            format!("\"{}\" is not an address such as udp:127.0.0.1:5060 or tcp:[::1]:5060", text.escape_default()),
         )
-    };
-    text.strip_prefix("udp:").ok_or_else(wrong)?.parse().map_err(|_| wrong())
+    })
 }
 
 fn bind_error(error: BindError) -> Error {

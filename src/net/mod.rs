@@ -13,18 +13,28 @@
 //! Unsafe code lives in `sys/` only, behind the contract in `sys/mod.rs`.
 #![deny(unsafe_code)]
 
+mod doorbell;
 mod error;
+mod framer;
+mod limit;
 mod reactor;
 mod reply;
 mod send;
+mod stream;
 #[allow(unsafe_code)]
 mod sys;
 mod udp;
 
 pub use error::{BindError, Transport};
+pub use framer::{FrameError, FramerLimits, SipFramer, Step};
+pub use limit::{Exceeded, LimitOptions, Limiter, Rate};
 pub use reactor::{Event, Reactor, Ready};
 pub use reply::{ReplyTo, UdpRoute};
 pub use send::{SendBatch, Sent};
+pub use stream::{
+    CloseReason, Conn, ConnId, CustomFramer, Ends, Framing, SendFailed, StreamEvents, StreamFigures, StreamMessage,
+    StreamOptions, StreamReader, StreamReady, Streams, TcpAcceptor, TcpOptions,
+};
 pub use sys::{Datagram, Os, Portable};
 pub use udp::{RecvBatch, UdpFigures, UdpListener, UdpOptions};
 

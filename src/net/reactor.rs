@@ -4,23 +4,22 @@
 //! here. A handle that may still be readable carries a *mark*; [`Reactor::wait`] hands out marks before it sleeps, and
 //! with marks in hand it looks at the poll without waiting, so that a busy socket does not starve the others.
 //!
-//! # Why nothing is lost
-//! The sleeper publishes `polling = true`, then looks at the marks and at `requested`; a marker (or waker) publishes
-//! its mark first and then looks at `polling`. All four are sequentially consistent, so at least one of the two sees
-//! the other: either the sleeper does not sleep, or the marker writes to the waker, which the poll does not forget. A
-//! mark set while nobody polls costs no system call.
+//! Why nothing is lost between a leader that goes to sleep and a thread that sets a mark or wakes: `doorbell.rs`. A mark
+//! set while nobody sleeps costs no system call.
 //!
 //! Events handed out and not handled (the leader gave leadership away first) go back by [`Ready::give_back`], which
 //! dropping a [`Ready`] or waiting with it again does as well.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use parking_lot::{Mutex, RwLock};
 
+use super::doorbell::Doorbell;
+use super::stream::{StreamReady, Streams, TcpAcceptor, is_stream, news};
 use super::udp::UdpListener;
 use crate::observe::{Counter, Text};
 
@@ -29,12 +28,36 @@ const WAKER: Token = Token(usize::MAX);
 /// Events taken from the system in one call.
 const EVENTS: usize = 256;
 
-/// A handle that may be read.
-#[derive(Clone)]
-#[non_exhaustive]
+/// A handle on which something may be done.
 pub enum Event {
     /// A free handle: others may be reading it too.
     Udp(Arc<UdpListener>),
+    /// Connections may wait; a free handle as well.
+    Accept(Arc<TcpAcceptor>),
+    /// A bound handle: nobody else gets this connection before this is handled or dropped.
+    Stream(StreamReady),
+}
+
+/// What the reactor itself waits for; connections are in [`Streams`].
+enum Listener {
+    Udp(Arc<UdpListener>),
+    Accept(Arc<TcpAcceptor>),
+}
+
+impl Listener {
+    fn mark(&self) -> &Mark {
+        match self {
+            Listener::Udp(listener) => &listener.mark,
+            Listener::Accept(acceptor) => &acceptor.mark,
+        }
+    }
+
+    fn event(&self) -> Event {
+        match self {
+            Listener::Udp(listener) => Event::Udp(Arc::clone(listener)),
+            Listener::Accept(acceptor) => Event::Accept(Arc::clone(acceptor)),
+        }
+    }
 }
 
 /// What one wait brought. Kept by the leader and used again.
@@ -72,6 +95,9 @@ impl Ready {
         for event in self.events.drain(..) {
             match event {
                 Event::Udp(listener) => listener.mark.set(),
+                Event::Accept(acceptor) => acceptor.mark.set(),
+                // Marks itself.
+                Event::Stream(ready) => drop(ready),
             }
         }
     }
@@ -95,9 +121,7 @@ impl Mark {
         if let Some((signal, token)) = &self.home {
             // Once in the queue is enough; the flag falls when the leader takes it out, before anybody reads.
             if !self.set.swap(true, Ordering::SeqCst) {
-                signal.marked.lock().push(*token);
-                signal.marks.inc();
-                signal.interrupt();
+                signal.push(*token);
             }
         }
     }
@@ -105,27 +129,36 @@ impl Mark {
     fn clear(&self) {
         self.set.store(false, Ordering::SeqCst);
     }
+
+    fn is_set(&self) -> bool {
+        self.set.load(Ordering::SeqCst)
+    }
 }
 
 /// What markers and wakers share with the sleeper.
-struct Signal {
+pub(super) struct Signal {
     waker: Waker,
-    polling: AtomicBool,
-    requested: AtomicBool,
+    bell: Doorbell,
     marked: Mutex<Vec<Token>>,
     marks: Counter,
     wakes: Counter,
 }
 
 impl Signal {
-    /// Ends a sleep, if there is one.
+    /// Puts a handle before the next leader. Its own flag keeps it from being pushed twice.
+    pub(super) fn push(&self, token: Token) {
+        self.marked.lock().push(token);
+        self.marks.inc();
+        if self.bell.left() {
+            self.interrupt();
+        }
+    }
+
     fn interrupt(&self) {
-        if self.polling.load(Ordering::SeqCst) {
-            self.wakes.inc();
-            if let Err(error) = self.waker.wake() {
-                // eventfd's counter cannot run over here, and the descriptor lives as long as self.
-                tracing::error!(%error, "the waker failed");
-            }
+        self.wakes.inc();
+        if let Err(error) = self.waker.wake() {
+            // eventfd's counter cannot run over here, and the descriptor lives as long as self.
+            tracing::error!(%error, "the waker failed");
         }
     }
 }
@@ -144,7 +177,8 @@ pub struct Reactor {
     registry: Registry,
     signal: Arc<Signal>,
     // Index is token. Slots are not used again: listeners are few, and a stale event must not find a new one.
-    listeners: RwLock<Vec<Option<Event>>>,
+    listeners: RwLock<Vec<Option<Listener>>>,
+    streams: OnceLock<Arc<Streams>>,
     waits: Counter,
 }
 
@@ -158,13 +192,13 @@ impl Reactor {
             registry,
             signal: Arc::new(Signal {
                 waker,
-                polling: AtomicBool::new(false),
-                requested: AtomicBool::new(false),
+                bell: Doorbell::new(),
                 marked: Mutex::new(Vec::new()),
                 marks: Counter::new(),
                 wakes: Counter::new(),
             }),
             listeners: RwLock::new(Vec::new()),
+            streams: OnceLock::new(),
             waits: Counter::new(),
         })
     }
@@ -177,17 +211,51 @@ impl Reactor {
         mark.home = Some((Arc::clone(&self.signal), token));
         self.registry.register(socket, token, Interest::READABLE)?;
         let listener = Arc::new(listener);
-        listeners.push(Some(Event::Udp(Arc::clone(&listener))));
+        listeners.push(Some(Listener::Udp(Arc::clone(&listener))));
         Ok(listener)
     }
 
     /// Reports the listener no more. Its socket closes when the last [`Arc`] is gone; answers can be sent until then.
     pub fn remove_udp(&self, listener: &Arc<UdpListener>) {
         for slot in self.listeners.write().iter_mut() {
-            if matches!(slot, Some(Event::Udp(known)) if Arc::ptr_eq(known, listener)) {
+            if matches!(slot, Some(Listener::Udp(known)) if Arc::ptr_eq(known, listener)) {
                 *slot = None;
             }
         }
+    }
+
+    /// Accepts connections from now on: [`Event::Accept`] says when.
+    pub fn add_tcp(&self, mut acceptor: TcpAcceptor) -> io::Result<Arc<TcpAcceptor>> {
+        let mut listeners = self.listeners.write();
+        let token = Token(listeners.len());
+        let (socket, mark) = acceptor.parts_mut();
+        mark.home = Some((Arc::clone(&self.signal), token));
+        self.registry.register(socket, token, Interest::READABLE)?;
+        let acceptor = Arc::new(acceptor);
+        listeners.push(Some(Listener::Accept(Arc::clone(&acceptor))));
+        Ok(acceptor)
+    }
+
+    /// Accepts no more; the socket closes when the last [`Arc`] is gone.
+    pub fn remove_tcp(&self, acceptor: &Arc<TcpAcceptor>) {
+        for slot in self.listeners.write().iter_mut() {
+            if matches!(slot, Some(Listener::Accept(known)) if Arc::ptr_eq(known, acceptor)) {
+                *slot = None;
+            }
+        }
+    }
+
+    pub(super) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub(super) fn signal(&self) -> Arc<Signal> {
+        Arc::clone(&self.signal)
+    }
+
+    pub(super) fn attach(&self, streams: Arc<Streams>) -> io::Result<()> {
+        let twice = |_| io::Error::new(io::ErrorKind::AlreadyExists, "the reactor has its stream connections already");
+        self.streams.set(streams).map_err(twice)
     }
 
     /// Waits until a handle is ready, [`Reactor::wake`] is called, or `timeout` has passed (`None`: without limit);
@@ -198,12 +266,10 @@ impl Reactor {
         let sleeper = &mut *self.sleeper.lock();
         self.waits.inc();
 
-        signal.polling.store(true, Ordering::SeqCst);
-        let busy = signal.requested.load(Ordering::SeqCst) || !signal.marked.lock().is_empty();
+        let busy = signal.bell.lie_down() || !signal.marked.lock().is_empty();
         let timeout = if busy { Some(Duration::ZERO) } else { timeout };
         let result = sleeper.poll.poll(&mut sleeper.events, timeout);
-        signal.polling.store(false, Ordering::SeqCst);
-        ready.woken = signal.requested.swap(false, Ordering::SeqCst);
+        ready.woken = signal.bell.get_up();
         match result {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             Err(_) => sleeper.events.clear(),
@@ -217,16 +283,29 @@ impl Reactor {
         let find = |token: Token| listeners.get(token.0).and_then(Option::as_ref);
         // Events are popped from the end. New ones go to the front and marks keep their order, which makes a leader
         // that handles one event per wait and gives the others back go round all of them.
+        let streams = self.streams.get();
         for event in sleeper.events.iter() {
-            if !sleeper.marked.contains(&event.token()) {
-                ready.events.extend(find(event.token()).cloned());
+            let token = event.token();
+            if token == WAKER {
+                continue;
+            }
+            if is_stream(token) {
+                let handed = streams.and_then(|streams| streams.ready(token, stream_news(event)));
+                ready.events.extend(handed.map(Event::Stream));
+            } else if let Some(listener) = find(token) {
+                // Listeners with a mark come with the marks.
+                if !listener.mark().is_set() {
+                    ready.events.push(listener.event());
+                }
             }
         }
         for &token in &sleeper.marked {
-            if let Some(event) = find(token) {
-                let Event::Udp(listener) = event;
-                listener.mark.clear();
-                ready.events.push(event.clone());
+            if is_stream(token) {
+                let handed = streams.and_then(|streams| streams.marked(token));
+                ready.events.extend(handed.map(Event::Stream));
+            } else if let Some(listener) = find(token) {
+                listener.mark().clear();
+                ready.events.push(listener.event());
             }
         }
         Ok(())
@@ -235,7 +314,7 @@ impl Reactor {
     /// Makes the current wait, or the next one, return at once and say [`Ready::woken`]. Calls between two waits count
     /// as one; a call while nobody waits costs no system call.
     pub fn wake(&self) {
-        if !self.signal.requested.swap(true, Ordering::SeqCst) {
+        if self.signal.bell.ring() {
             self.signal.interrupt();
         }
     }
@@ -247,4 +326,18 @@ impl Reactor {
         let help = "Sleeping leaders woken by a mark, a posted event or a stop.";
         out.counter("partyline_reactor_wakes_total", help, &[], self.signal.wakes.get());
     }
+}
+
+fn stream_news(event: &mio::event::Event) -> u32 {
+    let mut bits = 0;
+    if event.is_readable() || event.is_read_closed() || event.is_error() {
+        bits |= news::READABLE;
+    }
+    if event.is_writable() || event.is_write_closed() || event.is_error() {
+        bits |= news::WRITABLE;
+    }
+    if event.is_read_closed() || event.is_write_closed() || event.is_error() {
+        bits |= news::HUNG_UP;
+    }
+    bits
 }

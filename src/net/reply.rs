@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::stream::{ConnId, Streams};
 use super::udp::UdpListener;
 
 /// The two ends of a datagram.
@@ -17,7 +18,25 @@ pub struct UdpRoute {
 
 /// The way back to a peer. Holds no thread, no lock and no buffer.
 #[derive(Clone)]
-#[non_exhaustive]
 pub enum ReplyTo {
-    Udp { listener: Arc<UdpListener>, route: UdpRoute },
+    Udp {
+        listener: Arc<UdpListener>,
+        route: UdpRoute,
+    },
+    /// Over the connection that the request came on, else over another one to `reopen` (found or opened).
+    Stream {
+        streams: Arc<Streams>,
+        id: ConnId,
+        reopen: Option<SocketAddr>,
+    },
+}
+
+impl ReplyTo {
+    /// The peer, as far as it is known: a closed connection has none.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        match self {
+            ReplyTo::Udp { route, .. } => Some(route.peer),
+            ReplyTo::Stream { streams, id, reopen } => streams.get(*id).map(|conn| conn.peer()).or(*reopen),
+        }
+    }
 }

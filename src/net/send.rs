@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::BATCH;
 use super::reply::{ReplyTo, UdpRoute};
+use super::stream::{Conn, ConnId, Streams};
 use super::sys::{Native, Os, Outgoing, SendSlots};
 use super::udp::{SendError, UdpListener};
 
@@ -13,12 +14,15 @@ use super::udp::{SendError, UdpListener};
 const ARENA: usize = BATCH * 1024;
 const ARENA_KEPT: usize = 1 << 20;
 
+/// Answers of so many bytes on connections are sent before more are added: a batch of requests can have large answers.
+const STREAM_ARENA: usize = 128 * 1024;
+
 /// What a full send buffer may cost one flush in all, before its datagrams are dropped: UDP promises nothing, the peer
 /// sends again, and the thread has others to serve.
 const FULL_RETRIES: u32 = 2;
 const FULL_WAIT: Duration = Duration::from_millis(1);
 
-/// What became of a flush.
+/// What became of a flush. What a connection has taken counts as sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sent {
     pub sent: usize,
@@ -35,7 +39,30 @@ pub struct SendBatch<O: Os = Native> {
     // The sockets of this batch (mostly one). A listener is held once per batch, not per message: its reference count
     // is a line that all cores would write.
     sockets: Vec<Arc<UdpListener>>,
+    streams: Vec<StreamRun>,
     sent: Sent,
+}
+
+/// Neighbouring messages of the arena for one connection: they leave in one write.
+struct StreamRun {
+    to: Way,
+    start: usize,
+    end: usize,
+    messages: u32,
+}
+
+enum Way {
+    Held(Conn),
+    Kept { streams: Arc<Streams>, id: ConnId, reopen: Option<std::net::SocketAddr> },
+}
+
+impl Way {
+    fn id(&self) -> ConnId {
+        match self {
+            Way::Held(conn) => conn.id(),
+            Way::Kept { id, .. } => *id,
+        }
+    }
 }
 
 impl SendBatch {
@@ -58,6 +85,7 @@ impl<O: Os> SendBatch<O> {
             arena: Vec::with_capacity(ARENA),
             entries: Vec::with_capacity(BATCH),
             sockets: Vec::with_capacity(4),
+            streams: Vec::with_capacity(BATCH),
             sent: Sent::default(),
         }
     }
@@ -67,6 +95,33 @@ impl<O: Os> SendBatch<O> {
     pub fn push(&mut self, to: &ReplyTo, render: impl FnOnce(&mut Vec<u8>)) {
         match to {
             ReplyTo::Udp { listener, route } => self.push_udp(listener, route, render),
+            ReplyTo::Stream { streams, id, reopen } => {
+                self.push_run(*id, render, || Way::Kept { streams: Arc::clone(streams), id: *id, reopen: *reopen })
+            }
+        }
+    }
+
+    /// As [`SendBatch::push`], for an answer given while the connection is at hand.
+    pub fn push_conn(&mut self, conn: &Conn, render: impl FnOnce(&mut Vec<u8>)) {
+        self.push_run(conn.id(), render, || Way::Held(conn.clone()));
+    }
+
+    fn push_run(&mut self, id: ConnId, render: impl FnOnce(&mut Vec<u8>), way: impl FnOnce() -> Way) {
+        if self.streams.len() == BATCH || self.arena.len() >= STREAM_ARENA {
+            self.send_all();
+        }
+        let start = self.arena.len();
+        render(&mut self.arena);
+        let end = self.arena.len();
+        if end <= start {
+            return;
+        }
+        match self.streams.last_mut() {
+            Some(run) if run.end == start && run.to.id() == id => {
+                run.end = end;
+                run.messages += 1;
+            }
+            _ => self.streams.push(StreamRun { to: way(), start, end, messages: 1 }),
         }
     }
 
@@ -94,11 +149,11 @@ impl<O: Os> SendBatch<O> {
 
     /// Messages waiting.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.entries.len() + self.streams.iter().map(|run| run.messages as usize).sum::<usize>()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.is_empty() && self.streams.is_empty()
     }
 
     /// Sends all that waits; one system call per socket where all goes well. A datagram that cannot be sent is dropped
@@ -137,9 +192,27 @@ impl<O: Os> SendBatch<O> {
             self.entries.clear();
         }
         self.sockets.clear();
+        self.send_streams();
         self.arena.clear();
         if self.arena.capacity() > ARENA_KEPT {
             self.arena.shrink_to(ARENA);
+        }
+    }
+
+    fn send_streams(&mut self) {
+        for run in self.streams.drain(..) {
+            let conn = match run.to {
+                Way::Held(conn) => Some(conn),
+                Way::Kept { streams, id, reopen } => streams.get(id).or_else(|| {
+                    let peer = reopen?;
+                    streams.connect(peer, None).inspect_err(|error| tracing::debug!(%peer, %error, "no way back")).ok()
+                }),
+            };
+            let messages = run.messages as usize;
+            match conn.map(|conn| conn.send_counted(&self.arena[run.start..run.end], run.messages)) {
+                Some(Ok(())) => self.sent.sent += messages,
+                _ => self.sent.dropped += messages,
+            }
         }
     }
 
