@@ -42,7 +42,12 @@ deps-test:
 	@scripts/deps.sh build demo mysql test
 
 # The shared library alone exports free, realloc, reallocarray and malloc_usable_size: see docs/allocator.md.
+# One is built after the other into the same place, so cargo takes each for stale after the other: make looks at the times.
 lib: deps
+	@$(MAKE) --no-print-directory $(OUT)/.built
+	@scripts/pkgconfig.sh "$(CURDIR)/$(OUT)" "$(CURDIR)/include" $(OUT)/pkgconfig
+
+$(OUT)/.built: $(shell find src -type f) Cargo.toml Cargo.lock build.rs
 	$(CARGO) build --release --lib
 	mkdir -p $(OUT)/pkgconfig
 	cp -f target/release/libpartyline.a $(OUT)/libpartyline.a
@@ -50,7 +55,7 @@ lib: deps
 	cp -f target/release/libpartyline.so $(OUT)/libpartyline.so.0.new
 	mv -f $(OUT)/libpartyline.so.0.new $(OUT)/libpartyline.so.0
 	ln -sf libpartyline.so.0 $(OUT)/libpartyline.so
-	scripts/pkgconfig.sh "$(CURDIR)/$(OUT)" "$(CURDIR)/include" $(OUT)/pkgconfig
+	touch $@
 
 harness: lib
 	$(MAKE) -C c-harness/server

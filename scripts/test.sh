@@ -8,19 +8,24 @@ make=${MAKE:-make}
 mkdir -p target
 spent=""
 # Seconds on the clock beside those of all cores: the first alone says little on a machine that is shared.
-cpu() { times >target/times && awk 'NR == 2 { for (i = 1; i <= 2; i++) { split($i, t, /[ms]/); sum += t[1] * 60 + t[2] } printf "%d", sum }' target/times; }
+cpu=0
+read_cpu() { # into $cpu; not in a subshell, whose own children `times` would count
+  times >target/times
+  cpu=$(awk 'NR == 2 { for (i = 1; i <= 2; i++) { split($i, t, /[ms]/); sum += t[1] * 60 + t[2] } printf "%d", sum }' target/times)
+}
 step() { # step NAME COMMAND...
   local name=$1 began=$SECONDS before; shift
-  before=$(cpu)
+  read_cpu; before=$cpu
   printf '== %s\n' "$name"
   "$@"
-  spent+=$(printf '%-24s %5d s %5d s of CPU' "$name" $((SECONDS - began)) $(($(cpu) - before)))$'\n'
+  read_cpu
+  spent+=$(printf '%-24s %5d s %5d s of CPU' "$name" $((SECONDS - began)) $((cpu - before)))$'\n'
 }
 optional() { # optional SUBCOMMAND ARGUMENTS...: Debian's rustc-web has neither rustfmt nor clippy
   if "$cargo" "$1" --version >/dev/null 2>&1; then "$cargo" "$@"; else echo "SKIPPED: this Rust toolchain has no cargo $1"; fi
 }
 # What is said at the end is said of a failure as well.
-trap 'code=$?; printf "%s%-24s %5d s %5d s of CPU\n" "$spent" "all" "$SECONDS" "$(cpu)"; [ $code = 0 ] || echo "make test: FAILED" >&2' EXIT
+trap 'code=$?; read_cpu; printf "%s%-24s %5d s %5d s of CPU\n" "$spent" "all" "$SECONDS" "$cpu"; [ $code = 0 ] || echo "make test: FAILED" >&2' EXIT
 
 step "packages" "$make" --no-print-directory deps-test
 step "format" optional fmt --check
