@@ -7,6 +7,7 @@ use super::settings::{Setting, apply, document, number, show_switch, show_time, 
 use crate::ffi::Error;
 use crate::net::{FramerLimits, StreamOptions};
 use crate::registrar::{AuthMode, Mode, WhenBrief, WhenFull};
+use crate::sip::digest::Algorithm;
 
 /// An engine's options. Each field's meaning stands in [`ENGINE`].
 #[derive(Clone)]
@@ -305,6 +306,20 @@ pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
                 AuthMode::Digest => "digest",
             }
             .into()
+        },
+    },
+    Setting {
+        name: "algorithms",
+        help: "Digest algorithms that are offered, the strongest first: some of SHA-512-256, SHA-256 and MD5, separated by commas. Some peers (sipp 3.6, baresip 1.0) fail where anything but MD5 is offered. A user of whom only `ha1` is stored is asked for MD5.",
+        set: |c, v| {
+            let found: Option<Vec<_>> =
+                v.split(',').map(|name| Algorithm::from_bytes(name.trim().as_bytes())).collect();
+            c.0.algorithms = found.ok_or("give some of MD5, SHA-256 and SHA-512-256, separated by commas")?;
+            Ok(())
+        },
+        show: |c| {
+            let names = c.0.algorithms.iter().map(|a| String::from_utf8_lossy(a.as_bytes()).into_owned());
+            names.collect::<Vec<_>>().join(",")
         },
     },
     Setting {
