@@ -101,6 +101,13 @@ impl Run {
         Run(command, program.display().to_string())
     }
 
+    /// Under a checker.
+    pub fn under(checker: &[&str], program: &Path) -> Run {
+        let mut command = Command::new("timeout");
+        command.arg("300").args(checker).arg(program).stdin(Stdio::null());
+        Run(command, program.display().to_string())
+    }
+
     pub fn preload(mut self) -> Run {
         self.0.env("LD_PRELOAD", library()).env("PARTYLINE_REPORT", "1");
         self

@@ -1,0 +1,109 @@
+//! The other ways in than preloading: linked before libosip2, and linked statically with libosip2.a. And what both rest
+//! on: that no function of libosip2 which stays calls one that is replaced past the dynamic or static linker.
+
+#[path = "common/osip.rs"]
+mod osip;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::Command;
+
+use osip::{Counts, Run, archive, build, library};
+
+fn same_as_stock(program: &std::path::Path, stock: &std::path::Path) {
+    let expected = Run::new(stock).output();
+    let ours = Run::new(program).env("PARTYLINE_REPORT", "1").output();
+    assert_eq!(expected.stdout, ours.stdout);
+    assert!(Counts::read(&ours.stderr).of("nist", "executed") > 0, "the engine was not in use:\n{}", ours.stderr);
+}
+
+#[test]
+fn linked_before_osip() {
+    let Some(stock) = build("c-harness/parity/flows.c", &[]) else { return };
+    // The library has a soname that only `make lib` makes a file for.
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("link-first");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::copy(library(), dir.join("libpartyline.so.0")).unwrap();
+    let file = dir.join("libpartyline.so.0").display().to_string();
+    let path = format!("-Wl,-rpath,{}", dir.display());
+    let libs = osip::libs();
+    let mut link = vec!["-Wl,--no-as-needed", file.as_str(), path.as_str(), "-Wl,--as-needed"];
+    link.extend(libs.iter().map(String::as_str));
+    same_as_stock(&build("c-harness/parity/flows.c", &link).unwrap(), &stock);
+}
+
+/// Where libosip2.a lies, if it is installed.
+fn static_osip() -> Option<(String, String)> {
+    let find = |name: &str| {
+        let output = Command::new("cc").arg(format!("-print-file-name={name}")).output().unwrap();
+        let path = String::from_utf8_lossy(&output.stdout).trim().to_string();
+        path.contains('/').then_some(path)
+    };
+    Some((find("libosip2.a")?, find("libosipparser2.a")?))
+}
+
+#[test]
+fn linked_statically() {
+    let Some((osip2, parser)) = static_osip() else {
+        eprintln!("SKIPPED: no libosip2.a");
+        return;
+    };
+    let Some(stock) = build("c-harness/parity/flows.c", &[]) else { return };
+    let ours = archive().display().to_string();
+    // The first definition wins; the engine's weak references pull nothing from an archive, so the state machine is
+    // asked for by name.
+    let link = [
+        "-Wl,--allow-multiple-definition",
+        "-Wl,-u,partyline_constructor",
+        "-Wl,-u,osip_transaction_execute,-u,osip_gettimeofday,-u,osip_sem_trywait,-u,osip_fifo_init",
+        &ours,
+        &osip2,
+        &parser,
+        "-ldl",
+        "-lm",
+    ];
+    let program = build("c-harness/parity/flows.c", &link).unwrap();
+    same_as_stock(&program, &stock);
+}
+
+/// Names of ours that libosip2 has as well.
+fn replaced() -> BTreeSet<String> {
+    let output = Command::new("nm").arg("-D").arg("--defined-only").arg(library()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let names = text.lines().filter_map(|line| line.split_whitespace().last());
+    names.filter(|name| name.trim_start_matches('_').starts_with("osip_")).map(String::from).collect()
+}
+
+/// In libosip2.a, a call or jump inside one object file without a relocation goes past us.
+#[test]
+fn nothing_that_stays_calls_past_us() {
+    let Some((osip2, _)) = static_osip() else {
+        eprintln!("SKIPPED: no libosip2.a");
+        return;
+    };
+    let replaced = replaced();
+    assert!(replaced.contains("osip_nist_execute") && replaced.contains("osip_fifo_add"));
+    let output = Command::new("objdump").args(["-d", "--no-show-raw-insn", &osip2]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut function = String::new();
+    let (mut seen, mut direct) = (0, Vec::new());
+    for line in text.lines() {
+        if let Some(name) = line.strip_suffix(">:").and_then(|line| line.split('<').nth(1)) {
+            function = name.to_string();
+            seen += 1;
+        } else if let Some(target) = line.strip_suffix('>').and_then(|line| line.split('<').nth(1)) {
+            // "name" alone is a resolved call; "name+0x10" is a jump inside the function or an unresolved one.
+            if target != function && replaced.contains(target) && !replaced.contains(&function) {
+                direct.push(format!("{function} -> {target}"));
+            }
+        }
+    }
+    assert!(seen > 100, "objdump showed {seen} functions");
+    assert!(direct.is_empty(), "{direct:?}");
+}
+
+#[test]
+fn harmless_without_osip() {
+    let output = Command::new("/bin/true").env("LD_PRELOAD", library()).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
