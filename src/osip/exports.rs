@@ -110,6 +110,8 @@ macro_rules! stand_in {
     ($($abi:literal fn $name:ident($($arg:ident: $type:ty),*) $(-> $ret:ty)? { $body:expr } else $none:expr)*) => {$(
         /// # Safety
         /// As osip2's function of this name.
+        // `()` is what a function without a result gives where there is no next definition.
+        #[allow(clippy::unused_unit)]
         #[unsafe(no_mangle)]
         pub unsafe extern $abi fn $name($($arg: $type),*) $(-> $ret)? {
             if on() {
