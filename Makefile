@@ -26,7 +26,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 export CARGO
 unexport CARGO_TARGET_DIR
 
-.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test lint clean bench-pool loom
+.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test lint clean bench-pool bench-osip loom
 # apt and cargo take locks of their own, and both use all cores by themselves.
 .NOTPARALLEL:
 
@@ -89,6 +89,10 @@ install-files:
 # The pool beside the allocators of Debian (libjemalloc2 libmimalloc2.0 libtcmalloc-minimal4, where installed).
 bench-pool: lib
 	scripts/bench-pool.sh
+
+# One osip2 program on stock osip2 and preloaded: CPU, rate, memory by transactions alive. `quick` for the short form.
+bench-osip: lib
+	scripts/bench-osip.sh $(BENCH_ARGS)
 
 # Every interleaving of the small concurrent cores, in a target folder of its own.
 loom:

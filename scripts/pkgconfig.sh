@@ -15,6 +15,8 @@ Version: $version
 Cflags: -I\${includedir}
 Libs: -L\${libdir} -Wl,--push-state,--no-as-needed -lpartyline -Wl,--pop-state
 PC
+# --allow-multiple-definition: osip2's members that hold what we stand in for hold other functions too; the first definition wins,
+# and that is ours. The other -u: our references to osip2 are weak and pull no member of libosip2.a by themselves.
 # -u: the archive's member with the constructor is taken in even when the program names nothing of ours. What the archive needs
 # stands in Libs, not in Libs.private: this file is for an archive whether or not --static is said.
 cat >"$into/partyline-static.pc" <<PC
@@ -25,5 +27,5 @@ Name: partyline-static
 Description: Partyline as an archive; name it before libosip2
 Version: $version
 Cflags: -I\${includedir}
-Libs: -Wl,-u,partyline_constructor \${libdir}/libpartyline.a -lpthread -ldl -lm -lgcc_s
+Libs: -Wl,--allow-multiple-definition -Wl,-u,partyline_constructor -Wl,-u,osip_transaction_execute,-u,osip_gettimeofday,-u,osip_sem_trywait,-u,osip_fifo_init \${libdir}/libpartyline.a -lpthread -ldl -lm -lgcc_s
 PC

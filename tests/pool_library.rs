@@ -121,7 +121,9 @@ fn the_archive_serves_static_osip2() {
     let archive = dir.join("libpartyline.a");
     assert!(archive.exists(), "{} is missing: run `make lib` first", archive.display());
     let options = [
+        "-Wl,--allow-multiple-definition",
         "-Wl,-u,partyline_constructor",
+        "-Wl,-u,osip_transaction_execute,-u,osip_gettimeofday,-u,osip_sem_trywait,-u,osip_fifo_init",
         archive.to_str().unwrap(),
         "-Wl,-Bstatic",
         STOCK[0],
