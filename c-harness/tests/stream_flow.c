@@ -186,6 +186,11 @@ static void sending(partyline_engine *engine, uint16_t port)
     close(fd);
     close(server);
 
+    /* The engine has seen the end of both: else it would send over the one that it still has. */
+    for (int i = 0; i < 10000 && metric(engine, "partyline_stream_open") > 0; i++)
+        usleep(1000);
+    CHECK(metric(engine, "partyline_stream_open") == 0);
+
     /* Nobody listens there: the connection fails later, and is counted. */
     double failed = metric(engine, "partyline_stream_closed_total{reason=\"connect_failed\"}");
     partyline_send(engine, address, notify, strlen(notify));
