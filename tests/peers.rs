@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use partyline::engine::{Bindings, Engine, Found, RegistrarOptions, lookup, open_registrar, set_registrar_option};
@@ -98,9 +99,21 @@ impl Drop for Server {
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that is free on UDP and TCP, and its successor too, which baresip takes for TLS. Below the range that the system
+/// gives out by itself, so that no other program's port 0 becomes this one in between; each port is named once here.
 fn free_port() -> u16 {
-    std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    for _ in 0..2000 {
+        let port = 23_000 + (std::process::id() as u16 % 2000 + NEXT.fetch_add(1, Ordering::Relaxed)) % 2000 * 2;
+        let free = |port: u16| {
+            std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok()
+                && std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()
+        };
+        if free(port) && free(port + 1) {
+            return port;
+        }
+    }
+    panic!("no free pair of ports from 23000 to 27000");
 }
 
 /// What scripts/sipp/users.py writes.
