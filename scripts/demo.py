@@ -303,13 +303,18 @@ class Demo:
                 # Of the failures only the holds bound it from above: a step of 10 s that failed may have been cold.
                 if held["short"] or bad is None or bad <= rate * FINE_ENOUGH:
                     break
-                rate = tidy(math.sqrt(rate * bad))
+                higher = tidy(math.sqrt(rate * bad))
+                if higher <= rate:
+                    break  # what lies between the two rounds to what is known already
+                rate = higher
             else:
                 bad = rate
                 if best is not None:
                     if bad <= best["rate"] * FINE_ENOUGH:
                         break
                     rate = tidy(math.sqrt(best["rate"] * bad))
+                    if rate <= best["rate"]:
+                        break
                 else:
                     # Where cost grows with what is alive, capacity was met with rate * time alive; 32 s will be.
                     lives = min(1.0, held["ended_after"] / 32)
