@@ -9,6 +9,7 @@
 #   make lib | harness            target/lib (libraries, header, .pc files) | target/harness (the C programs)
 #   make header                   include/partyline.h anew from the sources
 #   make bench-pool | loom        the pool beside other allocators | models of the concurrent cores
+#   make bench-transport          answering through net and the scheduler beside bare loops in C
 #
 # Rust 1.85 or later; where there is no cargo, Debian's rustc-web and cargo-web are installed.
 
@@ -26,7 +27,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 export CARGO
 unexport CARGO_TARGET_DIR
 
-.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test lint clean bench-pool bench-osip loom
+.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test lint clean bench-pool bench-osip bench-transport loom
 # apt and cargo take locks of their own, and both use all cores by themselves.
 .NOTPARALLEL:
 
@@ -93,6 +94,10 @@ bench-pool: lib
 # One osip2 program on stock osip2 and preloaded: CPU, rate, memory by transactions alive. `quick` for the short form.
 bench-osip: lib
 	scripts/bench-osip.sh $(BENCH_ARGS)
+
+# UDP and TCP beside bare loops over the same system calls, idle connections. `quick` for the short form.
+bench-transport: deps
+	scripts/bench-transport.py $(BENCH_ARGS)
 
 # Every interleaving of the small concurrent cores, in a target folder of its own.
 loom:
