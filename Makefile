@@ -9,6 +9,9 @@
 #   make lib | harness            target/lib (libraries, header, .pc files) | target/harness (the C programs)
 #   make header                   include/partyline.h anew from the sources
 #   make bench-pool | loom        the pool beside other allocators | models of the concurrent cores
+#   make sanitize | memcheck      AddressSanitizer and ThreadSanitizer (needs rustup's nightly) | valgrind
+#   make soak-pool | fail-alloc   the pool under everything for SOAK_SECONDS (600) | each allocation of osip2 refused in turn
+#   make fuzz                     libFuzzer for FUZZ_SECONDS (60) per target (needs rustup's nightly)
 #
 # Rust 1.85 or later; where there is no cargo, Debian's rustc-web and cargo-web are installed.
 
@@ -26,7 +29,8 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 export CARGO
 unexport CARGO_TARGET_DIR
 
-.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test lint clean bench-pool bench-osip loom
+.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test lint clean bench-pool bench-osip loom \
+  sanitize memcheck soak-pool fail-alloc fuzz
 # apt and cargo take locks of their own, and both use all cores by themselves.
 .NOTPARALLEL:
 
@@ -97,6 +101,22 @@ bench-osip: lib
 # Every interleaving of the small concurrent cores, in a target folder of its own.
 loom:
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom $(CARGO) test --release --test sched_loom --test pool_loom
+
+# Errors that are planted have to be reported first: docs/sanitizers.md. Code 77 of the script: no nightly, nothing was checked.
+sanitize: deps
+	scripts/sanitize.sh $(SANITIZERS)
+
+memcheck: lib
+	scripts/memcheck.sh
+
+soak-pool: harness
+	scripts/soak-pool.sh
+
+fail-alloc: lib
+	FAIL_ALLOC_EVERY=1 $(CARGO) test --test osip_parity -- --exact every_allocation_may_fail --nocapture
+
+fuzz: deps
+	scripts/fuzz.sh $(FUZZ_TARGETS)
 
 lint:
 	$(CARGO) fmt --check

@@ -70,8 +70,11 @@ unsafe extern "C" fn partyline_execute_next(call: *mut c_void, step: *mut Step) 
                         return 1;
                     }
                 }
-                if !done(call) {
-                    continue;
+                let tr = (*call.current).tr;
+                if let Some(event) = done(call) {
+                    call.executed += 1;
+                    step.write(Step { transaction: tr, event });
+                    return 1;
                 }
             }
             if !pick(call) {
@@ -81,8 +84,9 @@ unsafe extern "C" fn partyline_execute_next(call: *mut c_void, step: *mut Step) 
     }
 }
 
-/// The current transaction has no more events; false if one has come in meanwhile.
-unsafe fn done(call: &mut Call) -> bool {
+/// The current transaction has no more events; if one has come in meanwhile, that one. A fifo that counts events and gives
+/// none (its semaphore could not be made, or the program took from it by hand) is empty here, as in stock.
+unsafe fn done(call: &mut Call) -> Option<*mut Event> {
     let side = call.current;
     let lane = call.lane;
     let mut state = lane.lock();
@@ -90,7 +94,10 @@ unsafe fn done(call: &mut Call) -> bool {
     unsafe {
         let freed = (*side).freed.load(Ordering::Acquire);
         if !freed && glue::partyline_glue_pending((*side).tr) > 0 {
-            return false;
+            let event = glue::partyline_glue_next_event((*side).tr);
+            if !event.is_null() {
+                return Some(event);
+            }
         }
         (*side).flags &= !RUNNING;
         call.current = null_mut();
@@ -99,7 +106,7 @@ unsafe fn done(call: &mut Call) -> bool {
             (*side).lane.store(null_mut(), Ordering::Release);
             drop(state);
             transaction::dispose((*side).tr);
-            return true;
+            return None;
         }
         if (*side).is(super::side::LISTED) {
             lane.read(&mut state, side);
@@ -107,7 +114,7 @@ unsafe fn done(call: &mut Call) -> bool {
             (*side).lane.store(null_mut(), Ordering::Release);
         }
     }
-    true
+    None
 }
 
 unsafe fn pick(call: &mut Call) -> bool {
