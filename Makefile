@@ -9,12 +9,12 @@
 #   make lib | harness            target/lib (libraries, header, .pc files) | target/harness (the C programs)
 #   make header                   include/partyline.h anew from the sources
 #   make bench-pool | loom        the pool beside other allocators | models of the concurrent cores
-<<<<<<< HEAD
 #   make bench-transport          answering through net and the scheduler beside bare loops in C
-=======
 #   make bench-registrar          the registrar beside Kamailio, 11 minutes (BENCH_ARGS=--quick: 4)
 #   make test-differential        a thousand REGISTER sequences against Kamailio and us
->>>>>>> main
+#   make sanitize | memcheck      AddressSanitizer and ThreadSanitizer (needs rustup's nightly) | valgrind
+#   make soak-pool | fail-alloc   the pool under everything for SOAK_SECONDS (600) | each allocation of osip2 refused in turn
+#   make fuzz                     libFuzzer for FUZZ_SECONDS (60) per target (needs rustup's nightly)
 #
 # Rust 1.85 or later; where there is no cargo, Debian's rustc-web and cargo-web are installed.
 
@@ -32,11 +32,8 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 export CARGO
 unexport CARGO_TARGET_DIR
 
-<<<<<<< HEAD
-.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test lint clean bench-pool bench-osip bench-transport loom
-=======
-.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test deps-bench lint clean bench-pool bench-osip bench-registrar test-differential loom
->>>>>>> main
+.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test deps-bench lint clean loom \
+  bench-pool bench-osip bench-transport bench-registrar test-differential sanitize memcheck soak-pool fail-alloc fuzz
 # apt and cargo take locks of their own, and both use all cores by themselves.
 .NOTPARALLEL:
 
@@ -107,11 +104,9 @@ bench-pool: lib
 bench-osip: lib
 	scripts/bench-osip.sh $(BENCH_ARGS)
 
-<<<<<<< HEAD
 # UDP and TCP beside bare loops over the same system calls, idle connections. `quick` for the short form.
 bench-transport: deps
 	scripts/bench-transport.py $(BENCH_ARGS)
-=======
 # The registrar beside Debian's Kamailio: CPU, rate, response times, memory. See scripts/bench_registrar.py --help.
 bench-registrar: lib deps-bench
 	$(MAKE) -C c-harness/bench -f registrar.mk
@@ -121,11 +116,26 @@ bench-registrar: lib deps-bench
 test-differential: lib deps-bench
 	$(MAKE) -C c-harness/bench -f registrar.mk
 	scripts/differential.py $(DIFF_ARGS)
->>>>>>> main
 
 # Every interleaving of the small concurrent cores, in a target folder of its own.
 loom:
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom $(CARGO) test --release --test sched_loom --test pool_loom
+
+# Errors that are planted have to be reported first: docs/sanitizers.md. Code 77 of the script: no nightly, nothing was checked.
+sanitize: deps
+	scripts/sanitize.sh $(SANITIZERS)
+
+memcheck: lib
+	scripts/memcheck.sh
+
+soak-pool: harness
+	scripts/soak-pool.sh
+
+fail-alloc: lib
+	FAIL_ALLOC_EVERY=1 $(CARGO) test --test osip_parity -- --exact every_allocation_may_fail --nocapture
+
+fuzz: deps
+	scripts/fuzz.sh $(FUZZ_TARGETS)
 
 lint:
 	$(CARGO) fmt --check
