@@ -107,6 +107,7 @@ bench-osip: lib
 # UDP and TCP beside bare loops over the same system calls, idle connections. `quick` for the short form.
 bench-transport: deps
 	scripts/bench-transport.py $(BENCH_ARGS)
+
 # The registrar beside Debian's Kamailio: CPU, rate, response times, memory. See scripts/bench_registrar.py --help.
 bench-registrar: lib deps-bench
 	$(MAKE) -C c-harness/bench -f registrar.mk

@@ -9,6 +9,7 @@
 mod clock;
 mod engine;
 mod message;
+mod module;
 mod plugin;
 mod pool;
 mod registrar;
