@@ -8,6 +8,8 @@
 #   make install PREFIX=/usr/local
 #   make lib | harness            target/lib (libraries, header, .pc files) | target/harness (the C programs)
 #   make header                   include/partyline.h anew from the sources
+#   make test-crash               50 rounds of kill -9: server, MariaDB, both; prints lost = 0 (make test: 3 rounds)
+#   make test-cluster             two servers on a Galera cluster of three nodes, one of which is killed
 #   make bench-pool | loom        the pool beside other allocators | models of the concurrent cores
 #
 # Rust 1.85 or later; where there is no cargo, Debian's rustc-web and cargo-web are installed.
@@ -26,7 +28,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 export CARGO
 unexport CARGO_TARGET_DIR
 
-.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test lint clean bench-pool bench-osip loom
+.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test lint clean bench-pool bench-osip loom test-crash test-cluster
 # apt and cargo take locks of their own, and both use all cores by themselves.
 .NOTPARALLEL:
 
@@ -97,6 +99,13 @@ bench-osip: lib
 # Every interleaving of the small concurrent cores, in a target folder of its own.
 loom:
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom $(CARGO) test --release --test sched_loom --test pool_loom
+
+test-crash:
+	PARTYLINE_CRASH_ROUNDS=$${PARTYLINE_CRASH_ROUNDS:-50} $(CARGO) test --test registrar_crash -- --nocapture
+
+test-cluster:
+	@scripts/deps.sh mysql cluster
+	PARTYLINE_CLUSTER=1 $(CARGO) test --test registrar_cluster -- --nocapture
 
 lint:
 	$(CARGO) fmt --check
