@@ -8,6 +8,8 @@
 #   make install PREFIX=/usr/local
 #   make lib | harness            target/lib (libraries, header, .pc files) | target/harness (the C programs)
 #   make header                   include/partyline.h anew from the sources
+#   make test-crash               50 rounds of kill -9: server, MariaDB, both; prints lost = 0 (make test: 3 rounds)
+#   make test-cluster             two servers on a Galera cluster of three nodes, one of which is killed
 #   make bench-pool | loom        the pool beside other allocators | models of the concurrent cores
 #   make bench-transport          answering through net and the scheduler beside bare loops in C
 #   make bench-registrar          the registrar beside Kamailio, 11 minutes (BENCH_ARGS=--quick: 4)
@@ -32,8 +34,9 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 export CARGO
 unexport CARGO_TARGET_DIR
 
-.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test deps-bench lint clean loom \
-  bench-pool bench-osip bench-transport bench-registrar test-differential sanitize memcheck soak-pool fail-alloc fuzz
+.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test deps-bench lint clean loom
+.PHONY: bench-pool bench-osip bench-sched bench-transport bench-registrar bench-partysip
+.PHONY: test-crash test-cluster test-differential test-windows sanitize memcheck soak soak-pool fail-alloc fuzz
 # apt and cargo take locks of their own, and both use all cores by themselves.
 .NOTPARALLEL:
 
@@ -137,6 +140,13 @@ fail-alloc: lib
 
 fuzz: deps
 	scripts/fuzz.sh $(FUZZ_TARGETS)
+
+test-crash:
+	PARTYLINE_CRASH_ROUNDS=$${PARTYLINE_CRASH_ROUNDS:-50} $(CARGO) test --test registrar_crash -- --nocapture
+
+test-cluster:
+	@scripts/deps.sh mysql cluster
+	PARTYLINE_CLUSTER=1 $(CARGO) test --test registrar_cluster -- --nocapture
 
 lint:
 	$(CARGO) fmt --check
