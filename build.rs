@@ -24,6 +24,8 @@ fn main() {
                 &["src/osip/glue_engine.c", "src/osip/glue_fields.c", "src/osip/glue_fifo.c", "src/osip/glue_list.c"],
                 &flags,
             );
+            println!("cargo:rerun-if-changed=include/partyline/partysip.h");
+            compile("partyline_glue_uinfo", &["src/partysip/glue_uinfo.c"], &flags);
         }
         None => println!(
             "cargo:warning=no osip2 headers (pkg-config libosip2, or OSIP_CFLAGS and OSIP_LIBS): left out are the \
