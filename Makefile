@@ -58,6 +58,8 @@ deps-test:
 # One is built after the other into the same place, so cargo takes each for stale after the other: make looks at the times.
 lib: deps
 	@$(MAKE) --no-print-directory $(OUT)/.built
+	@if [ -n "$(OSIP_FLAGS)" ]; then $(MAKE) --no-print-directory $(OUT)/libpartyline_partysip.a; \
+	else echo "no osip2 headers: left out is libpartyline_partysip.a"; fi
 	@scripts/pkgconfig.sh "$(CURDIR)/$(OUT)" "$(CURDIR)/include" $(OUT)/pkgconfig
 
 $(OUT)/.built: $(shell find src -type f) Cargo.toml Cargo.lock build.rs
@@ -70,9 +72,22 @@ $(OUT)/.built: $(shell find src -type f) Cargo.toml Cargo.lock build.rs
 	ln -sf libpartyline.so.0 $(OUT)/libpartyline.so
 	touch $@
 
+# What stands in for partysip's internals, relinked with it; see docs/partysip.md. In C, for it reads partysip's structures.
+PARTYSIP_GLUE := $(wildcard src/partysip/glue/*.c)
+OSIP_FLAGS = $(if $(OSIP_CFLAGS),$(OSIP_CFLAGS),$(shell pkg-config --exists libosip2 && echo -I. $$(pkg-config --cflags libosip2)))
+
+$(OUT)/libpartyline_partysip.a: $(PARTYSIP_GLUE) $(wildcard src/partysip/glue/*.h) src/partysip/psp.h include/partyline/partysip.h
+	mkdir -p target/partysip-glue $(OUT)
+	for file in $(PARTYSIP_GLUE); do \
+	  cc -std=gnu11 -O2 -g -fPIC -Wall -Wextra -Werror -Iinclude $(OSIP_FLAGS) -c -o target/partysip-glue/$$(basename $$file .c).o $$file || exit 1; \
+	done
+	rm -f $@
+	ar rcs $@ $(patsubst src/partysip/glue/%.c,target/partysip-glue/%.o,$(PARTYSIP_GLUE))
+
 harness: lib
 	$(MAKE) -C c-harness/server
 	$(MAKE) -C c-harness/tests
+	$(MAKE) -C c-harness/partysip-host $(if $(wildcard $(OUT)/libpartyline_partysip.a),relinked)
 
 demo: deps-demo harness
 	scripts/demo.py --db $(DB) $(DEMO_ARGS)

@@ -33,6 +33,8 @@ fn main() {
                 ],
                 &flags,
             );
+            println!("cargo:rerun-if-changed=include/partyline/partysip.h");
+            compile("partyline_glue_uinfo", &["src/partysip/glue_uinfo.c"], &flags);
         }
         None => println!(
             "cargo:warning=no headers of osip2 3.0 or later (pkg-config libosip2, or OSIP_CFLAGS and OSIP_LIBS): left out \
