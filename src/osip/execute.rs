@@ -8,7 +8,7 @@ use core::ffi::{c_int, c_void};
 use core::ptr::null_mut;
 use core::sync::atomic::Ordering;
 
-use super::glue::{self, Osip, Step};
+use super::glue::{self, Event, Osip, Step};
 use super::lane::Lane;
 use super::side::{RUNNING, Side};
 use super::{stack, transaction};

@@ -577,7 +577,7 @@ mod tests {
 
     #[test]
     fn a_newcomer_between_its_seat_and_its_first_order_can_be_promoted() {
-        let limits = Limits { leads: true, min: 1, max: 2, batch: 1, queue: 1 };
+        let limits = Limits { leads: true, min: 1, max: 2, batch: 1, queue: 1, takeover: Duration::ZERO };
         let crew: Crew<()> = Crew::new(limits);
         assert_eq!(crew.open().start, 1);
         crew.started(true);
