@@ -580,12 +580,12 @@ mod tests {
         let limits = Limits { leads: true, min: 1, max: 2, batch: 1, queue: 1, takeover: Duration::ZERO };
         let crew: Crew<()> = Crew::new(limits);
         assert_eq!(crew.open().start, 1);
-        crew.started(true);
+        let _ = crew.started(true);
         let first = crew.enter();
         assert!(matches!(crew.next(first, Duration::ZERO).0, Order::Lead));
         assert!(matches!(crew.promote(), Promotion::Start(1)));
         let second = crew.enter();
-        crew.started(true);
+        let _ = crew.started(true);
         assert!(matches!(crew.promote(), Promotion::Handed));
         assert!(matches!(crew.next(second, Duration::ZERO).0, Order::Lead));
     }
