@@ -8,6 +8,7 @@
 #   make install PREFIX=/usr/local
 #   make lib | harness            target/lib (libraries, header, .pc files) | target/harness (the C programs)
 #   make header                   include/partyline.h anew from the sources
+#   make bench-osip | osip-versions  an osip2 program before and after | the tests against another osip2 (docs/osip2.md)
 #   make bench-pool | loom        the pool beside other allocators | models of the concurrent cores
 #
 # Rust 1.85 or later; where there is no cargo, Debian's rustc-web and cargo-web are installed.
@@ -26,7 +27,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 export CARGO
 unexport CARGO_TARGET_DIR
 
-.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test lint clean bench-pool bench-osip loom
+.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test lint clean bench-pool bench-osip osip-versions loom
 # apt and cargo take locks of their own, and both use all cores by themselves.
 .NOTPARALLEL:
 
@@ -90,9 +91,14 @@ install-files:
 bench-pool: lib
 	scripts/bench-pool.sh
 
-# One osip2 program on stock osip2 and preloaded: CPU, rate, memory by transactions alive. `quick` for the short form.
+# One osip2 program on stock osip2 and preloaded: CPU, rate, memory by transactions alive. About 11 minutes;
+# HOLD=5 MEASURE=2 ALIVE="1000 10000" for a short look.
 bench-osip: lib
-	scripts/bench-osip.sh $(BENCH_ARGS)
+	scripts/bench-osip.sh
+
+# The parity and link tests against the osip2 that OSIP_CFLAGS and OSIP_LIBS name; without them, a build without osip2.
+osip-versions:
+	scripts/osip-versions.sh
 
 # Every interleaving of the small concurrent cores, in a target folder of its own.
 loom:
