@@ -10,6 +10,7 @@
 #   make header                   include/partyline.h anew from the sources
 #   make test-crash               50 rounds of kill -9: server, MariaDB, both; prints lost = 0 (make test: 3 rounds)
 #   make test-cluster             two servers on a Galera cluster of three nodes, one of which is killed
+#   make bench-osip | osip-versions  an osip2 program before and after | the tests against another osip2 (docs/osip2.md)
 #   make bench-pool | loom        the pool beside other allocators | models of the concurrent cores
 #   make bench-transport          answering through net and the scheduler beside bare loops in C
 #   make bench-registrar          the registrar beside Kamailio, 11 minutes (BENCH_ARGS=--quick: 4)
@@ -35,7 +36,7 @@ export CARGO
 unexport CARGO_TARGET_DIR
 
 .PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test deps-bench lint clean loom
-.PHONY: bench-pool bench-osip bench-sched bench-transport bench-registrar bench-partysip
+.PHONY: bench-pool bench-osip bench-sched bench-transport bench-registrar bench-partysip osip-versions
 .PHONY: test-crash test-cluster test-differential test-windows sanitize memcheck soak soak-pool fail-alloc fuzz
 # apt and cargo take locks of their own, and both use all cores by themselves.
 .NOTPARALLEL:
@@ -118,9 +119,14 @@ install-files:
 bench-pool: lib
 	scripts/bench-pool.sh
 
-# One osip2 program on stock osip2 and preloaded: CPU, rate, memory by transactions alive. `quick` for the short form.
+# One osip2 program on stock osip2 and preloaded: CPU, rate, memory by transactions alive. About 11 minutes;
+# HOLD=5 MEASURE=2 ALIVE="1000 10000" for a short look.
 bench-osip: lib
-	scripts/bench-osip.sh $(BENCH_ARGS)
+	scripts/bench-osip.sh
+
+# The parity and link tests against the osip2 that OSIP_CFLAGS and OSIP_LIBS name; without them, a build without osip2.
+osip-versions:
+	scripts/osip-versions.sh
 
 # UDP and TCP beside bare loops over the same system calls, idle connections. `quick` for the short form.
 bench-transport: deps
