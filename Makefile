@@ -12,6 +12,9 @@
 #   make sanitize | memcheck      AddressSanitizer and ThreadSanitizer (needs rustup's nightly) | valgrind
 #   make soak-pool | fail-alloc   the pool under everything for SOAK_SECONDS (600) | each allocation of osip2 refused in turn
 #   make fuzz                     libFuzzer for FUZZ_SECONDS (60) per target (needs rustup's nightly)
+#   make bench-transport          answering through net and the scheduler beside bare loops in C
+#   make bench-registrar          the registrar beside Kamailio, 11 minutes (BENCH_ARGS=--quick: 4)
+#   make test-differential        a thousand REGISTER sequences against Kamailio and us
 #
 # Rust 1.85 or later; where there is no cargo, Debian's rustc-web and cargo-web are installed.
 
@@ -29,8 +32,8 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 export CARGO
 unexport CARGO_TARGET_DIR
 
-.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test lint clean bench-pool bench-osip loom \
-  sanitize memcheck soak-pool fail-alloc fuzz
+.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test deps-bench lint clean bench-pool \
+  bench-osip bench-transport bench-registrar test-differential loom sanitize memcheck soak-pool fail-alloc fuzz
 # apt and cargo take locks of their own, and both use all cores by themselves.
 .NOTPARALLEL:
 
@@ -41,6 +44,9 @@ deps:
 
 deps-demo:
 	@scripts/deps.sh build demo $(filter mysql,$(DB))
+
+deps-bench:
+	@scripts/deps.sh build mysql bench
 
 deps-test:
 	@scripts/deps.sh build demo mysql test
@@ -97,6 +103,20 @@ bench-pool: lib
 # One osip2 program on stock osip2 and preloaded: CPU, rate, memory by transactions alive. `quick` for the short form.
 bench-osip: lib
 	scripts/bench-osip.sh $(BENCH_ARGS)
+
+# UDP and TCP beside bare loops over the same system calls, idle connections. `quick` for the short form.
+bench-transport: deps
+	scripts/bench-transport.py $(BENCH_ARGS)
+
+# The registrar beside Debian's Kamailio: CPU, rate, response times, memory. See scripts/bench_registrar.py --help.
+bench-registrar: lib deps-bench
+	$(MAKE) -C c-harness/bench -f registrar.mk
+	scripts/bench_registrar.py $(BENCH_ARGS)
+
+# The same sequences of REGISTER to Kamailio and to us; what differs without a reason in docs/differences.md fails.
+test-differential: lib deps-bench
+	$(MAKE) -C c-harness/bench -f registrar.mk
+	scripts/differential.py $(DIFF_ARGS)
 
 # Every interleaving of the small concurrent cores, in a target folder of its own.
 loom:

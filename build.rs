@@ -8,8 +8,10 @@ use std::process::Stdio;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    // Never unloaded: threads of ours, and pointers that osip2 holds, may outlive a dlclose.
-    println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libpartyline.so.0,-z,nodelete");
+    if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os != "windows") {
+        // Never unloaded: threads of ours, and pointers that osip2 holds, may outlive a dlclose.
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libpartyline.so.0,-z,nodelete");
+    }
     // Sanitizer runs have to instrument the glue as well.
     println!("cargo:rerun-if-env-changed=PARTYLINE_SANITIZE");
     println!("cargo:rerun-if-env-changed=OSIP_CFLAGS");

@@ -16,7 +16,8 @@ use crate::ffi::{Code, Error};
 use crate::net::{Conn, Ends, ReplyTo, SendBatch, UdpListener, UdpRoute};
 use crate::sip::{HeaderName, Message, Method, Response, Uri};
 
-use super::core::{Backlog, Core};
+use super::backlog::Backlog;
+use super::core::Core;
 
 /// Where a message came from, borrowed while it is in a batch.
 #[derive(Clone, Copy)]

@@ -13,18 +13,24 @@
 //! | `config`, `settings` | options by name |
 //! | `plugin` | plugins and their chain |
 //! | `exchange` | a message in hand, kept, or deferred |
-//! | `core` | what leads: reading batches, the chain's walk |
+//! | `core` | what all threads share; putting a message on a thread |
+//! | `intake` | the leader's reading of batches |
+//! | `backlog` | what waits behind the calls of a batch |
+//! | `walk` | a message's way through the chain |
 //! | `bindings` | the registrar's side: held answers, commits, look-ups |
 //! | `count` | figures |
 #![deny(unsafe_code)]
 
+mod backlog;
 mod bindings;
 mod config;
 mod core;
 mod count;
 mod exchange;
+mod intake;
 mod plugin;
 mod settings;
+mod walk;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
