@@ -43,6 +43,17 @@ fn plugins() {
 }
 
 #[test]
+fn plugins_from_files_and_their_exchange_under_load() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/harness/tests/modules");
+    run("reload", &[folder.to_str().unwrap()]);
+}
+
+#[test]
+fn a_plugin_that_blocks_and_who_is_refused() {
+    run("overload", &[]);
+}
+
+#[test]
 fn events() {
     run("events", &[]);
 }

@@ -71,7 +71,28 @@ HIDDEN int partyline_fifo_setup(osip_fifo_t *ff, void *owner)
     return lock && ff->qisempty;
 }
 
-/* Returns the owner, whom the caller tells, or NULL. */
+#ifdef PARTYLINE_FIFO_LIMIT
+static int is_full(osip_fifo_t *ff)
+{
+    return ff->state == osip_full;
+}
+
+static osip_fifo_state state_after_adding(osip_fifo_t *ff)
+{
+    return ff->queue.nb_elt >= MAX_LEN ? osip_full : osip_ok;
+}
+#else
+static int is_full(osip_fifo_t *ff)
+{
+    (void)ff;
+    return 0;
+}
+
+#define state_after_adding(ff) osip_ok
+#endif
+
+/* Returns the owner, whom the caller tells, or NULL. `failed`: 1 where memory is short, 2 where the fifo has a limit that
+ * is reached. */
 HIDDEN void *partyline_fifo_put(osip_fifo_t *ff, void *element, int front, int *failed)
 {
     struct lock *lock;
@@ -84,6 +105,12 @@ HIDDEN void *partyline_fifo_put(osip_fifo_t *ff, void *element, int front, int *
     node->element = element;
     node->next = NULL;
     osip_mutex_lock(ff->qislocked);
+    if (is_full(ff)) {
+        osip_mutex_unlock(ff->qislocked);
+        partyline_release(node);
+        *failed = 2;
+        return NULL;
+    }
     if (front || ff->queue.nb_elt <= 0 || !ff->queue.node) {
         __node_t *tail = ff->queue.nb_elt > 0 ? last(ff) : NULL;
         node->next = ff->queue.nb_elt > 0 ? ff->queue.node : NULL;
@@ -95,7 +122,7 @@ HIDDEN void *partyline_fifo_put(osip_fifo_t *ff, void *element, int front, int *
         ff->queue.nb_elt++;
         remember(ff, node);
     }
-    ff->state = osip_ok;
+    ff->state = state_after_adding(ff);
     lock = lock_of(ff);
     owner = lock ? lock->owner : NULL;
     osip_sem_post(ff->qisempty);
@@ -158,6 +185,13 @@ HIDDEN osip_fifo_t *partyline_fifo_new(void *owner)
         }
     }
     return ff;
+}
+
+HIDDEN void *partyline_fifo_owner(osip_fifo_t *ff)
+{
+    struct lock *lock = lock_of(ff);
+
+    return lock ? lock->owner : NULL;
 }
 
 HIDDEN void partyline_fifo_drop(osip_fifo_t *ff)

@@ -25,10 +25,10 @@ HIDDEN int partyline_list_add(osip_list_t *list, void *element, int at)
     __node_t **link, *node;
 
     if (!list)
-        return -2; /* OSIP_BADPARAMETER */
+        return BAD_PARAMETER;
     node = osip_malloc(sizeof *node);
     if (!node)
-        return -4; /* OSIP_NOMEM */
+        return NO_MEMORY;
     if (list->nb_elt == 0)
         list->node = NULL;
     /* -1 is the end; other negative places behave as in osip2. */
@@ -44,9 +44,9 @@ HIDDEN int partyline_list_remove(osip_list_t *list, int at)
     __node_t **link, *node;
 
     if (!list)
-        return -2; /* OSIP_BADPARAMETER */
+        return BAD_PARAMETER;
     if (at < 0 || at >= list->nb_elt)
-        return -1; /* OSIP_UNDEFINED_ERROR */
+        return -1;
     if (at > 0)
         removed_behind_the_first();
     link = link_at(list, at);
