@@ -26,6 +26,12 @@ fn memory_by_its_exported_names() {
     run("pool_api", &[]);
 }
 
+/// The short form of `make soak-pool`, which says what it does.
+#[test]
+fn pool_under_everything_at_once() {
+    run("soak_pool", &["3", "4", "7"]);
+}
+
 #[test]
 fn plugins() {
     run("plugins", &[]);

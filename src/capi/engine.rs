@@ -16,7 +16,7 @@ pub struct partyline_engine {
 
 pub(super) static ENGINES: HandleTable<Arc<Engine>> = HandleTable::new(Kind::Engine);
 
-pub(super) fn engine(handle: *const partyline_engine) -> Result<Arc<Engine>, ffi::Error> {
+pub(crate) fn engine(handle: *const partyline_engine) -> Result<Arc<Engine>, ffi::Error> {
     let engine = ENGINES.get(handle as usize)?;
     engine.check_process()?;
     Ok(engine)

@@ -58,7 +58,8 @@ pub struct partyline_plugin {
     pub phase: c_int,
     /// The plugin's name, for the log and the statistics; copied.
     pub name: *const c_char,
-    /// The methods that it wants to see, separated by commas, "REGISTER,OPTIONS"; NULL: all requests. Copied.
+    /// The methods that it wants to see, separated by commas, "REGISTER,OPTIONS"; all but these: "!REGISTER"; NULL: all.
+    /// Responses are seen as their CSeq says. Copied.
     pub methods: *const c_char,
     pub callback: partyline_callback,
     /// Passed to the callback. It has to live until partyline_engine_free().

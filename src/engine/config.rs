@@ -499,6 +499,27 @@ pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
         show: |c| show_time(c.0.commit_timeout),
     },
     Setting {
+        name: "spool",
+        help: "A SQLite file that keeps what write_through answered while the database is away, until the database has it; empty: none, a REGISTER waits `commit_timeout` and gets 503.",
+        set: |c, v| {
+            v.clone_into(&mut c.0.spool);
+            Ok(())
+        },
+        show: |c| c.0.spool.clone(),
+    },
+    Setting {
+        name: "spool_after",
+        help: "A batch that the database has not committed after this time goes into the spool.",
+        set: |c, v| time(v, MILLI, HOUR).map(|t| c.0.spool_after = t),
+        show: |c| show_time(c.0.spool_after),
+    },
+    Setting {
+        name: "spool_limit",
+        help: "Changes that the spool may hold; past it requests wait for the database again.",
+        set: |c, v| number(v, 1, 4_000_000_000u32).map(|n| c.0.spool_limit = n.into()),
+        show: |c| c.0.spool_limit.to_string(),
+    },
+    Setting {
         name: "load_queue",
         help: "Requests that may wait to be loaded; past it 503.",
         set: |c, v| number(v, 1, 10000000).map(|n| c.0.load_queue = n),

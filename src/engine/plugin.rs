@@ -81,16 +81,23 @@ pub struct Plugin {
 pub struct Methods {
     known: u32,
     others: Vec<Vec<u8>>,
+    /// Whether methods that the library does not know are in, but for `others`; else only `others` are.
+    rest: bool,
 }
 
 impl Methods {
     pub fn all() -> Self {
-        Methods { known: u32::MAX, others: Vec::new() }
+        Methods { known: u32::MAX, others: Vec::new(), rest: true }
     }
 
-    /// "REGISTER, OPTIONS". Methods are case-sensitive (RFC 3261 section 7.1); an extension method may be named too.
+    /// "REGISTER, OPTIONS". Methods are case-sensitive (RFC 3261 section 7.1); an extension method may be named too. All but
+    /// these: "!REGISTER, OPTIONS".
     pub fn parse(list: &str) -> Result<Self, Error> {
-        let mut methods = Methods { known: 0, others: Vec::new() };
+        if let Some(list) = list.strip_prefix('!') {
+            let without = Methods::parse(list)?;
+            return Ok(Methods { known: !without.known, others: without.others, rest: true });
+        }
+        let mut methods = Methods { known: 0, others: Vec::new(), rest: false };
         for name in list.split(',').map(str::trim) {
             let token = |b: u8| b.is_ascii_alphanumeric() || b"-.!%*_+`'~".contains(&b);
             if name.is_empty() || !name.bytes().all(token) {
@@ -110,7 +117,7 @@ impl Methods {
     pub fn contains(&self, method: Method<'_>) -> bool {
         match bit(method) {
             Some(bit) => self.known & bit != 0,
-            None => self.known == u32::MAX || self.others.iter().any(|name| name == method.as_bytes()),
+            None => self.rest != self.others.iter().any(|name| name == method.as_bytes()),
         }
     }
 }
@@ -281,7 +288,11 @@ mod tests {
             assert_eq!(some.contains(Method::from_bytes(name.as_bytes())), inside, "{name}");
         }
         assert!(Methods::all().contains(Method::from_bytes(b"WHATEVER")));
-        for bad in ["", ",", "REGISTER,,OPTIONS", "REG ISTER", "a@b", "é"] {
+        let most = Methods::parse("!REGISTER,X-FOO").unwrap();
+        for (name, inside) in [("REGISTER", false), ("OPTIONS", true), ("X-FOO", false), ("X-F", true)] {
+            assert_eq!(most.contains(Method::from_bytes(name.as_bytes())), inside, "all but: {name}");
+        }
+        for bad in ["", ",", "!", "!!X", "REGISTER,,OPTIONS", "REG ISTER", "a@b", "é"] {
             assert!(Methods::parse(bad).is_err(), "{bad}");
         }
     }

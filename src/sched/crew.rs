@@ -90,6 +90,8 @@ pub enum Attend<T> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Call {
+    /// A thread that has its seat and has not asked for anything yet.
+    Report,
     None,
     Lead,
     Look,
@@ -206,14 +208,21 @@ impl<T> Crew<T> {
     /// A started thread reports for duty and gets its seat.
     pub fn enter(&self) -> usize {
         let mut state = self.state.lock();
-        state.coming -= 1;
-        state.free.pop().expect("as many seats as threads")
+        let seat = state.free.pop().expect("as many seats as threads");
+        // It counts as coming until it asks what to do: in between it is neither parked nor at work, and a leader that
+        // promotes just then would find the pool full.
+        state.calls[seat] = Call::Report;
+        seat
     }
 
     /// What the thread on `seat` does next. Blocks while there is nothing to do; a thread that was parked for longer
     /// than `keep_alive` leaves if more than the minimum are there.
     pub fn next(&self, seat: usize, keep_alive: Duration) -> (Order<T>, Errand) {
         let mut state = self.state.lock();
+        if state.calls[seat] == Call::Report {
+            state.calls[seat] = Call::None;
+            state.coming -= 1;
+        }
         loop {
             // Leadership before tasks: a queue is served by whoever comes by, a source without a leader by nobody.
             if self.limits.leads && !state.leader && !state.stopping {
@@ -271,7 +280,7 @@ impl<T> Crew<T> {
                     state.waking -= 1;
                     return false;
                 }
-                Call::None => {}
+                Call::None | Call::Report => {}
             }
             let surplus = timed_out && !on_duty && state.threads > self.limits.min;
             if surplus || state.stopping {
@@ -559,5 +568,25 @@ impl<T> State<T> {
         let task = self.high.pop_front().or_else(|| self.normal.pop_front())?;
         self.figures.taken += 1;
         Some(task)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newcomer_between_its_seat_and_its_first_order_can_be_promoted() {
+        let limits = Limits { leads: true, min: 1, max: 2, batch: 1, queue: 1, takeover: Duration::ZERO };
+        let crew: Crew<()> = Crew::new(limits);
+        assert_eq!(crew.open().start, 1);
+        let _ = crew.started(true);
+        let first = crew.enter();
+        assert!(matches!(crew.next(first, Duration::ZERO).0, Order::Lead));
+        assert!(matches!(crew.promote(), Promotion::Start(1)));
+        let second = crew.enter();
+        let _ = crew.started(true);
+        assert!(matches!(crew.promote(), Promotion::Handed));
+        assert!(matches!(crew.next(second, Duration::ZERO).0, Order::Lead));
     }
 }
