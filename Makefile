@@ -12,6 +12,7 @@
 #   make test-cluster             two servers on a Galera cluster of three nodes, one of which is killed
 #   make bench-osip | osip-versions  an osip2 program before and after | the tests against another osip2 (docs/osip2.md)
 #   make bench-pool | loom        the pool beside other allocators | models of the concurrent cores
+#   make bench-sched              one work under six models of serving, and a plugin that sleeps (100 s)
 #   make bench-transport          answering through net and the scheduler beside bare loops in C
 #   make bench-registrar          the registrar beside Kamailio, 11 minutes (BENCH_ARGS=--quick: 4)
 #   make test-differential        a thousand REGISTER sequences against Kamailio and us
@@ -141,6 +142,12 @@ bench-registrar: lib deps-bench
 test-differential: lib deps-bench
 	$(MAKE) -C c-harness/bench -f registrar.mk
 	scripts/differential.py $(DIFF_ARGS)
+
+# Processes, threads, a queue and leader/follower beside each other; then an engine with a plugin that sleeps.
+bench-sched:
+	$(CARGO) build --release --example sched_models
+	target/release/examples/sched_models all
+	target/release/examples/sched_models slow
 
 # Every interleaving of the small concurrent cores, in a target folder of its own.
 loom:
