@@ -20,6 +20,7 @@
 
 mod auth;
 mod cache;
+pub mod import;
 mod loader;
 mod metrics;
 mod options;

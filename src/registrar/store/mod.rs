@@ -164,6 +164,15 @@ pub fn open(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreEr
     ))
 }
 
+/// The library's options for a `mysql://` URL; of several hosts the first.
+pub(super) fn mysql_options(url: &str) -> Result<::mysql::Opts, StoreError> {
+    if !url.starts_with("mysql://") {
+        return open(url, &StoreOptions::default())
+            .and(Err(StoreError::new(Kind::Config, "a mysql:// URL is expected")));
+    }
+    mysql::options(url)
+}
+
 /// A float of the table as q: 0 to 1000, or none when it is negative (Kamailio writes -1) or not a number.
 fn q_of(value: f64) -> u16 {
     if (0.0..=1.0).contains(&value) { (value * 1000.0).round() as u16 } else { NO_Q }

@@ -30,6 +30,12 @@ const DDL: &str = include_str!("mysql.sql");
 /// What Kamailio's `version` says about its `location`, from 5.0 to 5.8.
 const KAMAILIO_LOCATION: u32 = 9;
 
+/// The options of a URL's first host.
+pub(super) fn options(url: &str) -> Result<Opts, StoreError> {
+    let (mut hosts, _) = url::read(url)?;
+    Ok(hosts.swap_remove(0).into())
+}
+
 pub(super) struct Mysql {
     hosts: Vec<Opts>,
     /// The host that is tried first.
