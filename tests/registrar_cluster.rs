@@ -40,15 +40,28 @@ impl Cluster {
         for n in 0..3 {
             let node = cluster.start_node(n);
             cluster.nodes.push(node);
-            let port = cluster.nodes[n as usize].port;
             eventually("a node is ready", || {
-                let Ok(mut conn) = connect(port, "") else { return false };
+                let ended = cluster.nodes[n as usize].process.try_wait().expect("a child");
+                assert!(ended.is_none(), "node {n} has ended: {ended:?}\n{}", cluster.log(n));
+                let Ok(mut conn) = cluster.root(n) else { return false };
                 let ready: Option<(String, String)> =
                     conn.query_first("SHOW GLOBAL STATUS LIKE 'wsrep_ready'").unwrap_or_default();
                 ready.is_some_and(|(_, value)| value == "ON")
             });
         }
         cluster
+    }
+
+    /// root may come by the socket alone.
+    fn root(&self, n: u16) -> mysql::Result<mysql::Conn> {
+        let socket = self.dir.join(format!("n{n}")).join("sock").display().to_string();
+        mysql::Conn::new(mysql::OptsBuilder::new().user(Some("root")).socket(Some(socket)))
+    }
+
+    fn log(&self, n: u16) -> String {
+        let text = std::fs::read_to_string(self.dir.join(format!("n{n}")).join("error.log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().rev().take(20).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
     fn start_node(&self, n: u16) -> Node {
@@ -133,9 +146,8 @@ impl Drop for Cluster {
     }
 }
 
-fn connect(port: u16, database: &str) -> mysql::Result<mysql::Conn> {
-    let user = if database.is_empty() { "root" } else { "app:secret" };
-    mysql::Conn::new(mysql::Opts::from_url(&format!("mysql://{user}@127.0.0.1:{port}/{database}"))?)
+fn connect(port: u16) -> mysql::Result<mysql::Conn> {
+    mysql::Conn::new(mysql::Opts::from_url(&format!("mysql://app:secret@127.0.0.1:{port}/partyline"))?)
 }
 
 fn open(url: &str, server_id: u32) -> Bench {
@@ -154,7 +166,7 @@ fn one_node_of_three_is_killed() {
         return;
     }
     let mut cluster = Cluster::start();
-    let mut root = connect(cluster.nodes[0].port, "").expect("root");
+    let mut root = cluster.root(0).expect("root");
     for sql in [
         "CREATE DATABASE partyline",
         "CREATE USER app@'127.0.0.1' IDENTIFIED BY 'secret'",
@@ -210,7 +222,7 @@ fn one_node_of_three_is_killed() {
         }
         stop.store(true, Ordering::Release);
     });
-    let mut conn = connect(cluster.nodes[2].port, "partyline").expect("a node that lives");
+    let mut conn = connect(cluster.nodes[2].port).expect("a node that lives");
     conn.query_drop("SET SESSION wsrep_sync_wait = 1").expect("sync");
     let mut lost = 0;
     for (which, bench) in [&a, &b].into_iter().enumerate() {
