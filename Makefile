@@ -72,6 +72,7 @@ $(OUT)/.built: $(shell find src -type f) Cargo.toml Cargo.lock build.rs
 	cp -f target/release/libpartyline.so $(OUT)/libpartyline.so.0.new
 	mv -f $(OUT)/libpartyline.so.0.new $(OUT)/libpartyline.so.0
 	ln -sf libpartyline.so.0 $(OUT)/libpartyline.so
+	$(CARGO) build --release --bin partyline-import
 	touch $@
 
 # What stands in for partysip's internals, relinked with it; see docs/partysip.md. In C, for it reads partysip's structures.
@@ -109,7 +110,8 @@ install: lib install-files
 # What `make lib` has made, put in its place; builds nothing.
 install-files: PREFIX := $(abspath $(PREFIX))
 install-files:
-	install -d "$(DESTDIR)$(PREFIX)/lib/pkgconfig" "$(DESTDIR)$(PREFIX)/include"
+	install -d "$(DESTDIR)$(PREFIX)/lib/pkgconfig" "$(DESTDIR)$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/bin"
+	install -m 755 target/release/partyline-import "$(DESTDIR)$(PREFIX)/bin/partyline-import"
 	install -m 755 $(OUT)/libpartyline.so.0 "$(DESTDIR)$(PREFIX)/lib/libpartyline.so.0"
 	ln -sf libpartyline.so.0 "$(DESTDIR)$(PREFIX)/lib/libpartyline.so"
 	install -m 644 $(OUT)/libpartyline.a "$(DESTDIR)$(PREFIX)/lib/libpartyline.a"

@@ -6,6 +6,7 @@ use super::bindings::RegistrarOptions;
 use super::settings::{Setting, apply, document, number, show_switch, show_time, switch, time};
 use crate::ffi::Error;
 use crate::net::{FramerLimits, StreamOptions};
+use crate::registrar::store::{Identifier, Schema, TimeForm};
 use crate::registrar::{AuthMode, Mode, WhenBrief, WhenFull};
 use crate::sip::digest::Algorithm;
 
@@ -455,6 +456,100 @@ pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
         help: "Reads the whole table at start, while requests are answered already; then a miss needs no SELECT. For one server on its database.",
         set: |c, v| switch(v).map(|on| c.0.preload = on),
         show: |c| show_switch(c.0.preload),
+    },
+    Setting {
+        name: "shared",
+        help: "Other servers write the same table (MySQL): removed bindings stay for a minute as rows whose time is over, newer rows of others are kept, and their changes are asked for. Each server needs its own `server_id`.",
+        set: |c, v| switch(v).map(|on| c.0.store.shared = on),
+        show: |c| show_switch(c.0.store.shared),
+    },
+    Setting {
+        name: "server_id",
+        help: "Written into each row's server_id; with `shared` from 1 on, and no two servers the same.",
+        set: |c, v| number(v, 0, i32::MAX as u32).map(|n| c.0.store.server_id = n),
+        show: |c| c.0.store.server_id.to_string(),
+    },
+    Setting {
+        name: "poll_interval",
+        help: "With `shared`: how often the other servers' changes are asked for.",
+        set: |c, v| time(v, Duration::from_millis(10), HOUR).map(|t| c.0.poll_interval = t),
+        show: |c| show_time(c.0.poll_interval),
+    },
+    Setting {
+        name: "schema",
+        help: "own (created when missing), or kamailio: the tables of Kamailio 5.6 to 5.8 as they stand (MySQL).",
+        set: |c, v| match v {
+            "own" => {
+                c.0.store.layout.schema = Schema::Own;
+                Ok(())
+            }
+            "kamailio" => {
+                c.0.store.layout.schema = Schema::Kamailio;
+                Ok(())
+            }
+            _ => Err("give own or kamailio".into()),
+        },
+        show: |c| {
+            match c.0.store.layout.schema {
+                Schema::Own => "own",
+                Schema::Kamailio => "kamailio",
+            }
+            .into()
+        },
+    },
+    Setting {
+        name: "columns",
+        help: "With schema kamailio: columns that have other names, as `location.contact=uri,subscriber.ha1=secret`.",
+        set: |c, v| c.0.store.layout.set_columns(v).map_err(|e| e.to_string()),
+        show: |c| c.0.store.layout.columns(),
+    },
+    Setting {
+        name: "time_form",
+        help: "How expires and last_modified are held: schema (own epoch, kamailio datetime), epoch, datetime.",
+        set: |c, v| match v {
+            "schema" => {
+                c.0.store.layout.time = None;
+                Ok(())
+            }
+            "epoch" => {
+                c.0.store.layout.time = Some(TimeForm::Epoch);
+                Ok(())
+            }
+            "datetime" => {
+                c.0.store.layout.time = Some(TimeForm::DateTime);
+                Ok(())
+            }
+            _ => Err("give schema, epoch or datetime".into()),
+        },
+        show: |c| {
+            match c.0.store.layout.time {
+                None => "schema",
+                Some(TimeForm::Epoch) => "epoch",
+                Some(TimeForm::DateTime) => "datetime",
+            }
+            .into()
+        },
+    },
+    Setting {
+        name: "time_zone",
+        help: "The time zone of DATETIME columns, as the database names it: SYSTEM, +01:00, Europe/Berlin. Kamailio writes its machine's local time.",
+        set: |c, v| {
+            v.clone_into(&mut c.0.store.layout.time_zone);
+            Ok(())
+        },
+        show: |c| c.0.store.layout.time_zone.clone(),
+    },
+    Setting {
+        name: "table.location",
+        help: "The name of the table of bindings.",
+        set: |c, v| Identifier::new(v).map(|n| c.0.store.tables.location = n).map_err(|e| e.to_string()),
+        show: |c| c.0.store.tables.location.as_str().into(),
+    },
+    Setting {
+        name: "table.subscriber",
+        help: "The name of the table of users.",
+        set: |c, v| Identifier::new(v).map(|n| c.0.store.tables.subscriber = n).map_err(|e| e.to_string()),
+        show: |c| c.0.store.tables.subscriber.as_str().into(),
     },
     Setting {
         name: "known_empty",
