@@ -9,6 +9,7 @@
 #   make lib | harness            target/lib (libraries, header, .pc files) | target/harness (the C programs)
 #   make header                   include/partyline.h anew from the sources
 #   make bench-pool | loom        the pool beside other allocators | models of the concurrent cores
+#   make bench-partysip           partysip's shape before and after (BENCH_ARGS='--hold 10' for a look); soak-partysip for hours
 #
 # Rust 1.85 or later; where there is no cargo, Debian's rustc-web and cargo-web are installed.
 
@@ -26,7 +27,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 export CARGO
 unexport CARGO_TARGET_DIR
 
-.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test lint clean bench-pool bench-osip loom
+.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test lint clean bench-pool bench-osip bench-partysip soak-partysip loom
 # apt and cargo take locks of their own, and both use all cores by themselves.
 .NOTPARALLEL:
 
@@ -99,6 +100,10 @@ install-files:
 	ln -sf libpartyline.so.0 "$(DESTDIR)$(PREFIX)/lib/libpartyline.so"
 	install -m 644 $(OUT)/libpartyline.a "$(DESTDIR)$(PREFIX)/lib/libpartyline.a"
 	install -m 644 include/partyline.h "$(DESTDIR)$(PREFIX)/include/partyline.h"
+	if [ -f $(OUT)/libpartyline_partysip.a ]; then \
+	  install -m 644 $(OUT)/libpartyline_partysip.a "$(DESTDIR)$(PREFIX)/lib/libpartyline_partysip.a" && \
+	  install -d "$(DESTDIR)$(PREFIX)/include/partyline" && \
+	  install -m 644 include/partyline/partysip.h "$(DESTDIR)$(PREFIX)/include/partyline/partysip.h"; fi
 	scripts/pkgconfig.sh "$(PREFIX)/lib" "$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/lib/pkgconfig"
 
 # The pool beside the allocators of Debian (libjemalloc2 libmimalloc2.0 libtcmalloc-minimal4, where installed).
@@ -108,6 +113,14 @@ bench-pool: lib
 # One osip2 program on stock osip2 and preloaded: CPU, rate, memory by transactions alive. `quick` for the short form.
 bench-osip: lib
 	scripts/bench-osip.sh $(BENCH_ARGS)
+
+# The program of partysip's shape: plain, preloaded, relinked, relinked with our plugins; see docs/partysip.md.
+bench-partysip: harness
+	scripts/bench_partysip.py $(BENCH_ARGS)
+
+# SOAK_MINUTES (90) at 300 REGISTER/s with MySQL behind the relinked host; curve in target/soak-partysip.csv.
+soak-partysip: harness
+	SOAK_MINUTES=$(or $(SOAK_MINUTES),90) scripts/soak_partysip.py
 
 # Every interleaving of the small concurrent cores, in a target folder of its own.
 loom:
