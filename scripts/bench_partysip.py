@@ -67,7 +67,7 @@ def run(form, store, rate, users, hold, port, folder, url):
         if b"ready" not in host.stdout.readline():
             sys.exit("bench_partysip: the host does not start: " + (folder / "report").read_text())
         before, began = cpu(host.pid), time.time()
-        load = subprocess.run([folder / "load", str(port), str(rate), str(hold), str(users)], capture_output=True, text=True)
+        load = subprocess.run([folder / "load", str(port), str(rate), str(hold), str(rate * hold // 20), str(users)], capture_output=True, text=True)
         used, took, memory = cpu(host.pid) - before, time.time() - began, rss(host.pid)
     finally:
         host.send_signal(signal.SIGTERM)

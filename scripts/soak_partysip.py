@@ -43,7 +43,7 @@ def main():
                     began, early, memory = time.time(), None, 0
                     while time.time() - began < minutes * 30:
                         before, mark = cpu(host.pid), time.time()
-                        load = subprocess.run([folder / "load", str(PORT), str(RATE), str(SLICE), str(users)],
+                        load = subprocess.run([folder / "load", str(PORT), str(RATE), str(SLICE), str(RATE * SLICE), str(users)],
                                               capture_output=True, text=True)
                         lost, p99 = re.search(r"lost (\d+) .* p99 (\d+)", load.stdout).groups()
                         memory, seconds = rss(host.pid), time.time() - began

@@ -42,11 +42,15 @@ pub unsafe extern "C" fn partyline_engine_set(
     name: *const c_char,
     value: *const c_char,
 ) -> c_int {
+    let handle = engine;
     entry("partyline_engine_set", || {
         let engine = self::engine(engine)?;
         // SAFETY: two strings that live during the call.
         let (name, value) = unsafe { (ffi::text(name, "name")?, ffi::text(value, "value")?) };
         engine.set(name, value)?;
+        if name == "plugin" && !value.trim().is_empty() {
+            super::module::load(handle, &engine, value.trim())?;
+        }
         Ok(PARTYLINE_OK)
     })
 }

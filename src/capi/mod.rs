@@ -9,6 +9,7 @@
 mod clock;
 pub(crate) mod engine;
 mod message;
+mod module;
 mod plugin;
 mod pool;
 pub(crate) mod registrar;
