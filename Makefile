@@ -13,6 +13,7 @@
 #   make bench-osip | osip-versions  an osip2 program before and after | the tests against another osip2 (docs/osip2.md)
 #   make bench-pool | loom        the pool beside other allocators | models of the concurrent cores
 #   make bench-sched              one work under six models of serving, and a plugin that sleeps (100 s)
+#   make bench-partysip           partysip's shape before and after (BENCH_ARGS='--hold 10' for a look); make soak for hours
 #   make bench-transport          answering through net and the scheduler beside bare loops in C
 #   make bench-registrar          the registrar beside Kamailio, 11 minutes (BENCH_ARGS=--quick: 4)
 #   make test-differential        a thousand REGISTER sequences against Kamailio and us
@@ -116,6 +117,10 @@ install-files:
 	ln -sf libpartyline.so.0 "$(DESTDIR)$(PREFIX)/lib/libpartyline.so"
 	install -m 644 $(OUT)/libpartyline.a "$(DESTDIR)$(PREFIX)/lib/libpartyline.a"
 	install -m 644 include/partyline.h "$(DESTDIR)$(PREFIX)/include/partyline.h"
+	if [ -f $(OUT)/libpartyline_partysip.a ]; then \
+	  install -m 644 $(OUT)/libpartyline_partysip.a "$(DESTDIR)$(PREFIX)/lib/libpartyline_partysip.a" && \
+	  install -d "$(DESTDIR)$(PREFIX)/include/partyline" && \
+	  install -m 644 include/partyline/partysip.h "$(DESTDIR)$(PREFIX)/include/partyline/partysip.h"; fi
 	scripts/pkgconfig.sh "$(PREFIX)/lib" "$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/lib/pkgconfig"
 
 # The pool beside the allocators of Debian (libjemalloc2 libmimalloc2.0 libtcmalloc-minimal4, where installed).
@@ -130,6 +135,14 @@ bench-osip: lib
 # The parity and link tests against the osip2 that OSIP_CFLAGS and OSIP_LIBS name; without them, a build without osip2.
 osip-versions:
 	scripts/osip-versions.sh
+
+# The program of partysip's shape: plain, preloaded, relinked, relinked with our plugins; see docs/partysip.md.
+bench-partysip: harness
+	scripts/bench_partysip.py $(BENCH_ARGS)
+
+# SOAK_MINUTES (90) at 300 REGISTER/s with MySQL behind the relinked host; curve in target/soak-partysip.csv.
+soak: harness
+	SOAK_MINUTES=$(or $(SOAK_MINUTES),90) scripts/soak_partysip.py
 
 # UDP and TCP beside bare loops over the same system calls, idle connections. `quick` for the short form.
 bench-transport: deps
