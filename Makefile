@@ -9,12 +9,9 @@
 #   make lib | harness            target/lib (libraries, header, .pc files) | target/harness (the C programs)
 #   make header                   include/partyline.h anew from the sources
 #   make bench-pool | loom        the pool beside other allocators | models of the concurrent cores
-<<<<<<< HEAD
 #   make bench-transport          answering through net and the scheduler beside bare loops in C
-=======
 #   make bench-registrar          the registrar beside Kamailio, 11 minutes (BENCH_ARGS=--quick: 4)
 #   make test-differential        a thousand REGISTER sequences against Kamailio and us
->>>>>>> main
 #
 # Rust 1.85 or later; where there is no cargo, Debian's rustc-web and cargo-web are installed.
 
@@ -32,11 +29,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 export CARGO
 unexport CARGO_TARGET_DIR
 
-<<<<<<< HEAD
-.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test lint clean bench-pool bench-osip bench-transport loom
-=======
-.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test deps-bench lint clean bench-pool bench-osip bench-registrar test-differential loom
->>>>>>> main
+.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test deps-bench lint clean bench-pool bench-osip bench-registrar bench-transport test-differential loom
 # apt and cargo take locks of their own, and both use all cores by themselves.
 .NOTPARALLEL:
 
@@ -107,11 +100,9 @@ bench-pool: lib
 bench-osip: lib
 	scripts/bench-osip.sh $(BENCH_ARGS)
 
-<<<<<<< HEAD
 # UDP and TCP beside bare loops over the same system calls, idle connections. `quick` for the short form.
 bench-transport: deps
 	scripts/bench-transport.py $(BENCH_ARGS)
-=======
 # The registrar beside Debian's Kamailio: CPU, rate, response times, memory. See scripts/bench_registrar.py --help.
 bench-registrar: lib deps-bench
 	$(MAKE) -C c-harness/bench -f registrar.mk
@@ -121,7 +112,6 @@ bench-registrar: lib deps-bench
 test-differential: lib deps-bench
 	$(MAKE) -C c-harness/bench -f registrar.mk
 	scripts/differential.py $(DIFF_ARGS)
->>>>>>> main
 
 # Every interleaving of the small concurrent cores, in a target folder of its own.
 loom:

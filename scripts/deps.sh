@@ -40,7 +40,7 @@ for set in "$@"; do
       if ! command -v "$cargo" >/dev/null; then want+=(rustc-web cargo-web); fi ;;
     demo) need sip-tester sipp; need python3 python3 ;;
     mysql) need mariadb-server-core mariadbd; need mariadb-client-core mariadb ;;
-    test) need sqlite3 sqlite3; need valgrind valgrind; need binutils objdump; need sipsak sipsak
+    test) need sqlite3 sqlite3; need openssl openssl; need valgrind valgrind; need binutils objdump; need sipsak sipsak
       need baresip-core baresip; need linphone-cli linphonec ;;
     bench) need python3 python3; need util-linux taskset; need kamailio kamailio
       need kamailio-mysql-modules /usr/lib/x86_64-linux-gnu/kamailio/modules/db_mysql.so ;;

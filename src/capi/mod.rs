@@ -13,6 +13,7 @@ mod plugin;
 mod pool;
 mod registrar;
 mod stats;
+mod stream;
 
 use std::ffi::{c_char, c_int};
 

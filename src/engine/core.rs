@@ -16,7 +16,10 @@ use super::config::Config;
 use super::count::Count;
 use super::exchange::{Exchange, Kept, Origin, Out};
 use super::plugin::{Chain, Link, Plugin, Policy};
-use crate::net::{Reactor, Ready, RecvBatch, SendBatch, SendFailed, StreamReader, Streams, TcpAcceptor, UdpListener};
+use crate::net::{
+    Limiter, Reactor, Ready, RecvBatch, SendBatch, SendFailed, StreamReader, Streams, TcpAcceptor, Transport,
+    UdpListener,
+};
 use crate::observe::{Counter, Histogram, Text};
 use crate::sched::{Bounds, Next, Permit, Policy as StrandPolicy, Pool, StrandSet, Task};
 use crate::sip::{KeyHasher, Message, Tags};
@@ -58,6 +61,7 @@ pub(super) struct Core {
     /// The leader waits, or is about to, without a look at the connections' limits of time.
     pub timeless: AtomicBool,
     pub born: Instant,
+    pub limiter: Option<Limiter>,
 }
 
 /// What an engine listens on.
@@ -67,9 +71,10 @@ pub(super) struct Sockets {
     pub streams: Arc<Streams>,
 }
 
-/// Why [`Core::send_tcp`] has failed.
+/// Why [`Core::send_stream`] has failed.
 pub(super) enum NotSent {
     Unconnected(std::io::Error),
+    NoTls,
     Failed(SendFailed),
 }
 
@@ -86,6 +91,8 @@ impl Core {
             for plugin in plugins {
                 chain.insert(link(plugin, &config, me));
             }
+            let born = Instant::now();
+            let limiter = config.rates.is_limited().then(|| Limiter::new(&config.rates.options(), born));
             let ordered = chain.links().iter().any(|l| l.plugin.policy != Policy::Parallel);
             Core {
                 config,
@@ -107,7 +114,8 @@ impl Core {
                 rescues: Counter::new(),
                 open: AtomicBool::new(true),
                 timeless: AtomicBool::new(false),
-                born: Instant::now(),
+                born,
+                limiter,
             }
         })
     }
@@ -154,8 +162,11 @@ impl Core {
     }
 
     /// Sends over an open connection to `peer`, or over a new one.
-    pub fn send_tcp(&self, peer: SocketAddr, bytes: &[u8]) -> Result<(), NotSent> {
-        let conn = self.streams.connect(peer, None).map_err(NotSent::Unconnected)?;
+    pub fn send_stream(&self, transport: Transport, peer: SocketAddr, bytes: &[u8]) -> Result<(), NotSent> {
+        let conn = match transport {
+            Transport::Tls => self.streams.find_over(transport, peer, None).ok_or(NotSent::NoTls)?,
+            _ => self.streams.connect(peer, None).map_err(NotSent::Unconnected)?,
+        };
         let sent = conn.send(bytes);
         self.look_at_streams();
         sent.map_err(NotSent::Failed)

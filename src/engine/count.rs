@@ -15,15 +15,21 @@ pub enum Dropped {
     Response,
     /// An ACK that no plugin took: it is never answered.
     Ack,
+    /// More from one source than `rate.source` allows.
+    RateOfSource,
+    /// More from all together than `rate.all` allows.
+    RateOfAll,
 }
 
 impl Dropped {
-    const ALL: [(Dropped, &str); 5] = [
+    const ALL: [(Dropped, &str); 7] = [
         (Dropped::KeepAlive, "keepalive"),
         (Dropped::TooLong, "too_long"),
         (Dropped::Unanswerable, "unanswerable"),
         (Dropped::Response, "response"),
         (Dropped::Ack, "ack"),
+        (Dropped::RateOfSource, "rate_of_source"),
+        (Dropped::RateOfAll, "rate_of_all"),
     ];
 }
 
@@ -63,7 +69,7 @@ impl Count {
         out.gauge("partyline_waiting", "Messages and answers that wait for the database.", &[], waiting);
         for (why, reason) in Dropped::ALL {
             let n = self.dropped[why as usize].get();
-            out.counter("partyline_dropped_total", "Datagrams dropped unanswered.", &[("reason", reason)], n);
+            out.counter("partyline_dropped_total", "Messages dropped unanswered.", &[("reason", reason)], n);
         }
     }
 }
