@@ -31,8 +31,14 @@ static void leave(struct state *s)
         atomic_fetch_sub(&s->inside, 1);
 }
 
+/* The place that a handle's object has in the library's table (src/ffi/handle.rs). */
+static atomic_int highest;
+
 static void on_connected(void *user, partyline_connection *c)
 {
+    int place = (int)((uintptr_t)c >> 1 & 0x7ffffff), known = atomic_load(&highest);
+    while (place > known && !atomic_compare_exchange_weak(&highest, &known, place))
+        ;
     void *none = &none;
     CHECK(user == &connected);
     OK(partyline_connection_user(c, &none));
@@ -265,12 +271,22 @@ static void own_protocol(void)
     wait_for(&disconnected, 411);
     wait_for(&connected, 411);
 
+    /* Their handles are back: others get the same places. */
+    int before = atomic_load(&highest);
+    for (int i = 1; i <= 100; i++) {
+        fd = client_connect(SOCK_STREAM, port);
+        echo(fd, "after the storm\n");
+        close(fd);
+        wait_for(&disconnected, 411 + i);
+    }
+    CHECK(atomic_load(&highest) == before);
+
     /* The stop ends what is open; watchers hear of that too. */
     fd = client_connect(SOCK_STREAM, port);
     echo(fd, "still there\n");
     CHECK(partyline_engine_stop(engine, 1000) == 0);
     ends(fd);
-    wait_for(&disconnected, 412);
+    wait_for(&disconnected, 512);
     CHECK(atomic_load(&last_reason) == PARTYLINE_CLOSED_LOCAL);
     CHECK(atomic_load(&wrong) == 0);
     OK(partyline_engine_free(engine));

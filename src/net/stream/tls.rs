@@ -163,16 +163,31 @@ impl Tls {
                     digest.ended = true;
                     false
                 }
-                // Once more: the alert that tells the peer comes out then, and after it the error again.
-                Err(error) => digest.failed.replace(error).is_none(),
+                Err(error) => {
+                    digest.failed = Some(error);
+                    false
+                }
             };
             if !more {
                 break;
             }
         }
         wire.drain(..used.min(wire.len()));
-        self.failed |= digest.failed.is_some();
+        if digest.failed.is_some() {
+            self.failed = true;
+            self.take_alerts();
+        }
         digest
+    }
+
+    /// After an error: what tells the peer of it. Nothing more is read, for rustls does not expect that after an alert.
+    fn take_alerts(&mut self) {
+        while self.session.wants_write() {
+            match self.session.process_tls_records(&mut []).state {
+                Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut self.outgoing, |room| data.encode(room)),
+                _ => break,
+            }
+        }
     }
 
     /// Seals `plain` behind what reading has left, at the end of `out`. False: nothing can be sent any more.
