@@ -55,7 +55,7 @@ class Bench:
         print(f"figure reg_{name} {value:.{0 if abs(value) >= 100 else 2}f} {unit}", flush=True)
 
     def load(self, port, cseq, seconds, outstanding, rate, digest, users=None):
-        command = ["taskset", "-c", LOAD_CPU, os.path.join(ROOT, "target/harness/bench/reg_load"), str(port), "0", str(users or self.args.users),
+        command = ["taskset", "-c", LOAD_CPU, os.path.join(ROOT, "target/harness/bench/reg_load"), str(port), str(port + 5), "0", str(users or self.args.users),
                    str(cseq), str(seconds), str(outstanding), str(rate)] + (["secret-"] if digest else [])  # fmt: skip
         done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
         words = done.stdout.split()

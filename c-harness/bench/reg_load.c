@@ -1,8 +1,8 @@
 /* REGISTERs from many users, faster than sipp makes them, with response times in microseconds.
  *
- *   reg_load PORT FROM TO CSEQ SECONDS OUTSTANDING RATE [PASSWORD-PREFIX]
+ *   reg_load PORT OWN-PORT FROM TO CSEQ SECONDS OUTSTANDING RATE [PASSWORD-PREFIX]
  *
- * Users FROM to TO - 1 take turns, each with a Call-ID of its own; the CSeq of round n is CSEQ + n (2n with digest), so it
+ * It sends from OWN-PORT, which the contacts name: another one would make other contacts. Users FROM to TO - 1 take turns, each with a Call-ID of its own; the CSeq of round n is CSEQ + n (2n with digest), so it
  * rises for every address-of-record as long as the next run begins above. SECONDS 0: one round, then it ends. RATE 0: as
  * fast as answers come, with OUTSTANDING requests under way; else RATE calls a second, however many are under way (at
  * most OUTSTANDING: a call that finds no room is lost, as is one without an answer for 2 s). Nothing is sent twice.
@@ -208,15 +208,15 @@ static int answered(char *text, int len, double at, unsigned *which, const char 
 }
 
 int main(int argc, char **argv) {
-    if (argc < 8)
-        return fprintf(stderr, "usage: reg_load PORT FROM TO CSEQ SECONDS OUTSTANDING RATE [PASSWORD-PREFIX]\n"), 2;
-    struct sockaddr_in to = loopback(atoi(argv[1])), own = loopback(0);
-    from_user = user = (unsigned)atoi(argv[2]);
-    to_user = (unsigned)atoi(argv[3]);
-    cseq = (unsigned)strtoul(argv[4], NULL, 10);
-    double seconds = atof(argv[5]), rate = atof(argv[7]);
-    unsigned most = (unsigned)atoi(argv[6]);
-    prefix = argc > 8 ? argv[8] : NULL;
+    if (argc < 9)
+        return fprintf(stderr, "usage: reg_load PORT OWN-PORT FROM TO CSEQ SECONDS OUTSTANDING RATE [PASSWORD-PREFIX]\n"), 2;
+    struct sockaddr_in to = loopback(atoi(argv[1])), own = loopback(atoi(argv[2]));
+    from_user = user = (unsigned)atoi(argv[3]);
+    to_user = (unsigned)atoi(argv[4]);
+    cseq = (unsigned)strtoul(argv[5], NULL, 10);
+    double seconds = atof(argv[6]), rate = atof(argv[8]);
+    unsigned most = (unsigned)atoi(argv[7]);
+    prefix = argc > 9 ? argv[9] : NULL;
     if (to_user <= from_user || to_user > 10000000 || most == 0 || most > SLOTS)
         return fprintf(stderr, "reg_load: users or OUTSTANDING out of bounds\n"), 2;
     unsigned long one_round = to_user - from_user, goal = seconds > 0 ? ~0ul : one_round;

@@ -87,21 +87,28 @@ impl Engine {
     /// Sends bytes from the first listener, or over a connection.
     pub fn send(&self, address: &str, bytes: &[u8]) -> Result<(), Error> {
         match parse_address(address)? {
-            (Transport::Udp, peer) => self.send_udp(peer, bytes),
+            (Transport::Udp, peer) => self.send_datagram(peer, bytes),
             (transport, peer) => self.send_stream(transport, peer, bytes),
         }
     }
 
-    fn send_udp(&self, peer: SocketAddr, bytes: &[u8]) -> Result<(), Error> {
+    /// The listener that datagrams to `peer` leave from.
+    pub fn datagram_listener(&self, peer: SocketAddr) -> Result<Arc<UdpListener>, Error> {
+        let running = self.running()?;
+        let family = running.core.listeners.iter().find(|l| l.local_addr().is_ipv4() == peer.is_ipv4());
+        family
+            .cloned()
+            .ok_or_else(|| Error::new(Code::NotFound, format!("no listener has the address family of {peer}")))
+    }
+
+    /// Sends one datagram.
+    pub fn send_datagram(&self, peer: SocketAddr, bytes: &[u8]) -> Result<(), Error> {
         if bytes.is_empty() || bytes.len() > 65_507 {
             return Err(Error::invalid(format!("{} bytes do not make a datagram", bytes.len())));
         }
-        let running = self.running()?;
-        let family = running.core.listeners.iter().find(|l| l.local_addr().is_ipv4() == peer.is_ipv4());
-        let listener = family
-            .ok_or_else(|| Error::new(Code::NotFound, format!("no listener has the address family of {peer}")))?;
-        let to = ReplyTo::Udp { listener: Arc::clone(listener), route: UdpRoute { peer, local: None } };
-        let sent = running.core.with_batch(|out| {
+        let listener = self.datagram_listener(peer)?;
+        let to = ReplyTo::Udp { listener, route: UdpRoute { peer, local: None } };
+        let sent = self.running()?.core.with_batch(|out| {
             out.push(&to, |arena| arena.extend_from_slice(bytes));
             out.flush()
         });

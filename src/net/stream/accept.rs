@@ -13,6 +13,7 @@ use super::tls::TlsServer;
 use crate::net::BATCH;
 use crate::net::error::{BindError, Transport};
 use crate::net::reactor::Mark;
+use crate::net::sys::polling;
 
 /// How long accepting rests when descriptors have run out, unless a connection closes before.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -36,7 +37,7 @@ impl Default for TcpOptions {
 
 /// A listening TCP socket. Opened here, then given to [`super::super::Reactor::add_tcp`].
 pub struct TcpAcceptor {
-    listener: mio::net::TcpListener,
+    listener: polling::TcpListener,
     local: SocketAddr,
     tls: Option<Arc<TlsServer>>,
     pub(in crate::net) mark: Mark,
@@ -58,7 +59,7 @@ impl TcpAcceptor {
         socket.bind(&addr.into()).map_err(failed("bind"))?;
         socket.listen(options.backlog).map_err(failed("listen"))?;
         socket.set_nonblocking(true).map_err(failed("set non-blocking"))?;
-        let listener = mio::net::TcpListener::from_std(socket.into());
+        let listener = polling::TcpListener::from_std(socket.into());
         let local = listener.local_addr().map_err(failed("read the local address"))?;
         Ok(TcpAcceptor { listener, local, tls: options.tls.clone(), mark: Mark::default() })
     }
@@ -67,7 +68,7 @@ impl TcpAcceptor {
         self.local
     }
 
-    pub(in crate::net) fn parts_mut(&mut self) -> (&mut mio::net::TcpListener, &mut Mark) {
+    pub(in crate::net) fn parts_mut(&mut self) -> (&mut polling::TcpListener, &mut Mark) {
         (&mut self.listener, &mut self.mark)
     }
 }

@@ -14,6 +14,7 @@ use super::events::CloseReason;
 use super::table::{ConnId, Ends, Pin, Slot, flag};
 use crate::net::error::Transport;
 use crate::net::reply::ReplyTo;
+use crate::net::sys::polling;
 
 /// A connection, held: its object is not used for another one while this exists, though it may be closed. Cheap to
 /// clone, usable from any thread.
@@ -194,9 +195,8 @@ impl Conn {
     pub(super) fn discard_input(&self) {
         let mut waste = [0; 4096];
         if let Some(stream) = &*self.slot().stream.read() {
-            let mut stream: &mio::net::TcpStream = stream;
             for _ in 0..256 {
-                if !io::Read::read(&mut stream, &mut waste).is_ok_and(|count| count > 0) {
+                if !polling::read(stream, &mut waste).is_ok_and(|count| count > 0) {
                     break;
                 }
             }

@@ -3,7 +3,7 @@
 //! A connection is a *bound* handle: while somebody handles it (BUSY), others leave what the system reports in its
 //! flags, and whoever lets go of it looks at them. No system call arms or disarms anything.
 
-use std::io::{self, Read};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -16,6 +16,7 @@ use super::table::flag;
 use super::tls::Pulled;
 use crate::net::BATCH;
 use crate::net::framer::{FrameError, SipFramer, Step};
+use crate::net::sys::polling;
 
 /// A scratch buffer that has grown beyond this is given back.
 const SCRATCH_KEPT: usize = 128 * 1024;
@@ -280,10 +281,7 @@ impl StreamReady {
     /// Reads what is there into the ring, through TLS where that is spoken.
     fn pull(&self, ring: &mut Ring, wire: &mut Vec<u8>) -> io::Result<Pulled> {
         let read = |room: &mut [u8]| match &*self.conn.slot().stream.read() {
-            Some(stream) => {
-                let mut stream: &mio::net::TcpStream = stream;
-                stream.read(room)
-            }
+            Some(stream) => polling::read(stream, room),
             None => Err(io::ErrorKind::WouldBlock.into()),
         };
         if self.conn.is_secure() {

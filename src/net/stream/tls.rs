@@ -27,6 +27,7 @@ use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedS
 use super::conn::Conn;
 use super::output::SendFailed;
 use super::table::flag;
+use crate::net::sys::polling;
 
 /// What a record's header, padding and seal may add to its contents.
 const OVERHEAD: usize = 64;
@@ -380,9 +381,8 @@ impl Conn {
         }
         let record = slot.tls.try_lock().and_then(|mut tls| tls.as_deref_mut().map(Tls::goodbye)).unwrap_or_default();
         if let Some(stream) = &*slot.stream.read() {
-            let mut stream: &mio::net::TcpStream = stream;
             // It is a courtesy: the peer sees the end of the connection in any case.
-            let _ = io::Write::write(&mut stream, &record);
+            let _ = polling::write(stream, &record);
         }
     }
 }
