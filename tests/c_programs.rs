@@ -70,6 +70,11 @@ fn connections() {
 }
 
 #[test]
+fn six_callbacks() {
+    run("watch", &[]);
+}
+
+#[test]
 fn a_register_costs_no_malloc() {
     run("no_malloc", &["memory:", "memory"]);
     run("no_malloc", &["memory:", "memory", "tcp"]);
