@@ -118,11 +118,12 @@ run_rust() {
   for name in lib "${tests[@]}"; do
     file=$lib_test
     [ "$name" = lib ] || file=$(test_program "$name")
+    # Without the harness's capture of output, which is guarded by a lock of std's.
     # In the pool's own modes its blocks have no red zones: in libc mode AddressSanitizer sees each.
     case $which,$name in
       address,lib) clean "rust-$name-libc" env PARTYLINE_POOL=libc "$file" --test-threads=2 ;;
     esac
-    clean "rust-$name" "$file" --test-threads=2 ${skips[$which-$name]-}
+    clean "rust-$name" "$file" --test-threads=2 --nocapture ${skips[$which-$name]-}
     said=$(sed -n 's/^test result: .* \([0-9]*\) passed.*/\1/p' "$out/$which-rust-$name.log" | tail -1)
     [ "${said:-0}" -gt 0 ] || broken+=("rust-$name: no test ran")
     passed=$((passed + ${said:-0}))

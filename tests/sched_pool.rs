@@ -57,7 +57,8 @@ fn grows_to_its_maximum_queues_beyond_and_shrinks_again() {
     gate.open();
     until("all done", || gate.passed() == 7);
     until("back at the minimum", || pool.figures().threads == 1);
-    assert_eq!(pool.figures().ended_idle, 3);
+    // Of a batch one may have gone before it was needed, and come again.
+    assert!(pool.figures().ended_idle >= 3);
     // And it grows again.
     let (tell, told) = mpsc::channel();
     pool.submit(Task::once(move || tell.send(()).unwrap())).unwrap();
@@ -294,8 +295,9 @@ fn a_panic_costs_neither_the_thread_nor_leadership() {
     pool.submit(Task::once(|| panic!("a task that fails"))).unwrap();
     pool.submit(Task::once(move || tell.send(()).unwrap())).unwrap();
     told.recv_timeout(HUNG).unwrap();
+    // The tasks may have run before the leader took the event.
+    until("both have failed", || pool.panics() == 2);
     until("it leads again", || events.has_waiter());
-    assert_eq!(pool.panics(), 2);
     assert_eq!(pool.figures().threads, 1);
 }
 

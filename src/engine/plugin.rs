@@ -94,6 +94,9 @@ impl Methods {
     /// these: "!REGISTER, OPTIONS".
     pub fn parse(list: &str) -> Result<Self, Error> {
         if let Some(list) = list.strip_prefix('!') {
+            if list.starts_with('!') {
+                return Err(Error::invalid("a list of methods has one \"!\" at most, at its beginning"));
+            }
             let without = Methods::parse(list)?;
             return Ok(Methods { known: !without.known, others: without.others, rest: true });
         }
