@@ -8,8 +8,10 @@ use std::process::Stdio;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    // Never unloaded: threads of ours, and pointers that osip2 holds, may outlive a dlclose.
-    println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libpartyline.so.0,-z,nodelete");
+    if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os != "windows") {
+        // Never unloaded: threads of ours, and pointers that osip2 holds, may outlive a dlclose.
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libpartyline.so.0,-z,nodelete");
+    }
     // Sanitizer runs have to instrument the glue as well.
     println!("cargo:rerun-if-env-changed=PARTYLINE_SANITIZE");
     println!("cargo:rerun-if-env-changed=OSIP_CFLAGS");
@@ -31,6 +33,8 @@ fn main() {
                 ],
                 &flags,
             );
+            println!("cargo:rerun-if-changed=include/partyline/partysip.h");
+            compile("partyline_glue_uinfo", &["src/partysip/glue_uinfo.c"], &flags);
         }
         None => println!(
             "cargo:warning=no headers of osip2 3.0 or later (pkg-config libosip2, or OSIP_CFLAGS and OSIP_LIBS): left out \

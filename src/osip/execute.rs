@@ -8,7 +8,7 @@ use core::ffi::{c_int, c_void};
 use core::ptr::null_mut;
 use core::sync::atomic::Ordering;
 
-use super::glue::{self, Osip, Step};
+use super::glue::{self, Event, Osip, Step};
 use super::lane::Lane;
 use super::side::{RUNNING, Side};
 use super::{stack, transaction};
@@ -72,8 +72,11 @@ unsafe fn advance(call: &mut Call, step: *mut Step) -> c_int {
                         return 1;
                     }
                 }
-                if !done(call) {
-                    continue;
+                let tr = (*call.current).tr;
+                if let Some(event) = done(call) {
+                    call.executed += 1;
+                    step.write(Step { transaction: tr, event });
+                    return 1;
                 }
             }
             if !pick(call) {
@@ -83,8 +86,9 @@ unsafe fn advance(call: &mut Call, step: *mut Step) -> c_int {
     }
 }
 
-/// The current transaction has no more events; false if one has come in meanwhile.
-unsafe fn done(call: &mut Call) -> bool {
+/// The current transaction has no more events; if one has come in meanwhile, that one. A fifo that counts events and gives
+/// none (its semaphore could not be made, or the program took from it by hand) is empty here, as in stock.
+unsafe fn done(call: &mut Call) -> Option<*mut Event> {
     let side = call.current;
     let lane = call.lane;
     let mut state = lane.lock();
@@ -92,7 +96,10 @@ unsafe fn done(call: &mut Call) -> bool {
     unsafe {
         let freed = (*side).freed.load(Ordering::Acquire);
         if !freed && glue::partyline_glue_pending((*side).tr) > 0 {
-            return false;
+            let event = glue::partyline_glue_next_event((*side).tr);
+            if !event.is_null() {
+                return Some(event);
+            }
         }
         (*side).flags &= !RUNNING;
         call.current = null_mut();
@@ -101,7 +108,7 @@ unsafe fn done(call: &mut Call) -> bool {
             (*side).lane.store(null_mut(), Ordering::Release);
             drop(state);
             transaction::dispose((*side).tr);
-            return true;
+            return None;
         }
         if (*side).is(super::side::LISTED) {
             lane.read(&mut state, side);
@@ -109,7 +116,7 @@ unsafe fn done(call: &mut Call) -> bool {
             (*side).lane.store(null_mut(), Ordering::Release);
         }
     }
-    true
+    None
 }
 
 unsafe fn pick(call: &mut Call) -> bool {
@@ -141,8 +148,11 @@ unsafe fn pick(call: &mut Call) -> bool {
 /// # Safety
 /// As [`next`].
 unsafe extern "C" fn leave(call: *mut c_void) {
-    // SAFETY: the caller's promise.
-    ffi::entry_value("osip_execute", (), || unsafe { Ok(end(&mut *call.cast::<Call>())) })
+    ffi::entry_value("osip_execute", (), || {
+        // SAFETY: the caller's promise.
+        unsafe { end(&mut *call.cast::<Call>()) };
+        Ok(())
+    })
 }
 
 unsafe fn end(call: &mut Call) {

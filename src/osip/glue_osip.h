@@ -53,6 +53,7 @@ void partyline_release(void *block);
 osip_fifo_t *partyline_fifo_new(void *owner);
 void partyline_fifo_drop(osip_fifo_t *ff);
 
+extern unsigned long partyline_list_removals;
 void *partyline_fifo_take(osip_fifo_t *ff);
 int partyline_fifo_count(osip_fifo_t *ff);
 
