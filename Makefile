@@ -11,6 +11,9 @@
 #   make test-crash               50 rounds of kill -9: server, MariaDB, both; prints lost = 0 (make test: 3 rounds)
 #   make test-cluster             two servers on a Galera cluster of three nodes, one of which is killed
 #   make bench-osip | osip-versions  an osip2 program before and after | the tests against another osip2 (docs/osip2.md)
+#   make bench-osip | osip-versions  an osip2 program before and after | the tests against another osip2 (docs/osip2.md)
+#   make test-crash               50 rounds of kill -9: server, MariaDB, both; prints lost = 0 (make test: 3 rounds)
+#   make test-cluster             two servers on a Galera cluster of three nodes, one of which is killed
 #   make bench-pool | loom        the pool beside other allocators | models of the concurrent cores
 #   make bench-sched              one work under six models of serving, and a plugin that sleeps (100 s)
 #   make bench-partysip           partysip's shape before and after (BENCH_ARGS='--hold 10' for a look); make soak for hours

@@ -13,7 +13,7 @@
 #![allow(clippy::unused_unit, reason = "the macro takes what to give where osip2 fails; some give nothing")]
 
 use core::ffi::{CStr, c_char, c_int, c_void};
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 
 use super::glue::{self, Dialog, Event, Fifo, Iterator, List, Message, Osip, Transaction};
 use super::{execute, fifo, resend, stack, timers, transaction};
@@ -115,11 +115,17 @@ fn decide() -> bool {
 macro_rules! next_definition {
     ($abi:literal $name:ident($($arg:ident: $type:ty),*) $(-> $ret:ty)?, $none:expr) => {{
         type Next = unsafe extern $abi fn($($type),*) $(-> $ret)?;
-        // SAFETY: the name is a C string; what is found has osip2's type.
+        // Programs without transactions have lists: the search is too slow for each change of one.
+        static NEXT: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
+        // SAFETY: the name is a C string; what is found has osip2's type and stays loaded as long as its callers.
         unsafe {
-            let next = libc::dlsym(libc::RTLD_NEXT, concat!(stringify!($name), "\0").as_ptr().cast());
+            let mut next = NEXT.load(Ordering::Relaxed);
             if next.is_null() {
-                return $none;
+                next = libc::dlsym(libc::RTLD_NEXT, concat!(stringify!($name), "\0").as_ptr().cast());
+                if next.is_null() {
+                    return $none;
+                }
+                NEXT.store(next, Ordering::Relaxed);
             }
             core::mem::transmute::<*mut c_void, Next>(next)($($arg),*)
         }
