@@ -97,7 +97,7 @@ impl Rates {
 
     pub fn options(&self) -> LimitOptions {
         let rate = |per_second: u32, burst: u32| {
-            (per_second > 0).then(|| Rate { per_second, burst: if burst > 0 { burst } else { per_second } })
+            (per_second > 0).then_some(Rate { per_second, burst: if burst > 0 { burst } else { per_second } })
         };
         LimitOptions {
             per_source: rate(self.source, self.source_burst),

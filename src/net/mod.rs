@@ -1,4 +1,4 @@
-//! Listeners, datagram batches, stream connections and the reactor they are waited for on.
+//! Listeners, datagram batches, stream connections (TCP, TLS) and the reactor they are waited for on.
 //!
 //! Promises to the rooms above:
 //! - One call of [`RecvBatch::recv`] and one of [`SendBatch::flush`] cost one system call for up to [`BATCH`] datagrams
