@@ -87,8 +87,6 @@ impl Core {
         count
     }
 
-    /// Puts a message into the backlog, with a place on its first plugin's strand; not one that has to wait there, or is
-
     pub(super) fn take_in(
         &self,
         me: &Arc<Core>,
