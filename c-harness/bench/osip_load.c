@@ -1,7 +1,7 @@
 /* REGISTER requests at a fixed rate over loopback, each retransmitted by the timers of RFC 3261 until it is answered.
  *
- * osip_load PORT RATE SECONDS [MOST]: prints "sent N answered N lost N retransmitted N p50 US p99 US". Gives up as soon as
- * more than MOST were retransmitted: what does not hold need not be watched to the end. */
+ * osip_load PORT RATE SECONDS [MOST [USERS, 10000]]: prints "sent N answered N lost N retransmitted N p50 US p99 US".
+ * Gives up as soon as more than MOST were retransmitted: what does not hold need not be watched to the end. */
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -31,6 +31,7 @@ static int64_t now(void)
 static int sock;
 static unsigned tag;
 static int own_port;
+static long users = 10000;
 
 static void put(long n)
 {
@@ -40,7 +41,7 @@ static void put(long n)
                           "Max-Forwards: 70\r\nFrom: <sip:user%ld@127.0.0.1>;tag=%lx\r\nTo: <sip:user%ld@127.0.0.1>\r\n"
                           "Call-ID: %ld-%x@127.0.0.1\r\nCSeq: 1 REGISTER\r\nContact: <sip:user%ld@127.0.0.1:5062>\r\n"
                           "Expires: 3600\r\nUser-Agent: bench\r\nContent-Length: 0\r\n\r\n",
-                          own_port, tag, n, n % 10000, n, n % 10000, n, tag, n % 10000);
+                          own_port, tag, n, n % users, n, n % users, n, tag, n % users);
 
     if (send(sock, text, (size_t)length, 0) < 0) {
         /* A full buffer is what the retransmission is for. */
@@ -66,6 +67,8 @@ int main(int argc, char **argv)
     static char buffer[65536];
     int32_t *late;
 
+    if (argc > 5 && atol(argv[5]) > 0)
+        users = atol(argv[5]);
     tag = (unsigned)now();
     own.sin_addr.s_addr = to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     sock = socket(AF_INET, SOCK_DGRAM, 0);

@@ -115,7 +115,7 @@ int pspm_sfp_execute(pspm_sfp_t *sfp, int seconds, int microseconds, int max) {
     if (select(wake + 1, &set, NULL, NULL, seconds == -1 || microseconds == -1 ? NULL : &limit) > 0) {
       char bytes[50];
       int n = ppl_pipe_read(sfp->module->wakeup, bytes, sizeof bytes);
-      if (n >= 1 && bytes[0] == 'q') return 1;
+      if (n >= 1 && memchr(bytes, 'q', (size_t)n) != NULL) return 1;
     }
     psp_core_lock();
     void *element;

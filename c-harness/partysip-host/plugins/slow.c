@@ -1,14 +1,22 @@
-/* For tests: sleeps in the REGISTER hook for as long as SLOW_MS says, and passes the request on. */
+/* For tests: sleeps in the REGISTER hook for as long as SLOW_MS says, and passes the request on. Writes to SLOW_FILE how often it was
+ * called and how many calls ran at once at most. */
 #include "hooks.h"
 
+#include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 psp_plugin_t slow_plugin = {.name = "slow", .version = "1.0", .description = "takes its time", .flag = PSP_PLUGIN_SFP};
 static unsigned milliseconds;
+static atomic_uint calls, inside, most;
 
 static int cb_slow(psp_request_t *request) {
+  unsigned now = atomic_fetch_add(&inside, 1) + 1, seen = atomic_load(&most);
+  while (now > seen && !atomic_compare_exchange_weak(&most, &seen, now)) continue;
+  atomic_fetch_add(&calls, 1);
   usleep(milliseconds * 1000);
+  atomic_fetch_sub(&inside, 1);
   psp_request_set_state(request, PSP_CONTINUE);
   return 0;
 }
@@ -26,4 +34,11 @@ int plugin_init(char *name_config) {
 
 int plugin_start(void) { return 0; }
 
-int plugin_release(void) { return 0; }
+int plugin_release(void) {
+  char *file = getenv("SLOW_FILE");
+  FILE *out = file != NULL ? fopen(file, "w") : NULL;
+  if (out == NULL) return 0;
+  fprintf(out, "calls %u most %u\n", calls, most);
+  fclose(out);
+  return 0;
+}
