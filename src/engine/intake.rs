@@ -14,7 +14,7 @@ use super::count::Dropped;
 use super::exchange::{Exchange, Origin, Out};
 use crate::net::{BATCH, Datagram, Ends, Event, FrameError, SendBatch, StreamMessage, StreamReady, UdpListener};
 use crate::sched::{Leader, Source};
-use crate::sip::{Message, ParseError};
+use crate::sip::{Message, ParseError, hint};
 
 impl Core {
     /// Reads one batch and handles it; true if leadership was given away.
@@ -34,6 +34,15 @@ impl Core {
             }
         };
         if self.chain.is_empty() {
+            if let Some(registrar) = self.registrar.as_ref().filter(|_| count > 3) {
+                registrar.expect(&mut |each| {
+                    for datagram in desk.recv.datagrams() {
+                        if let Some(aor) = hint::register_aor(datagram.data, &mut [0; 128]) {
+                            each(aor);
+                        }
+                    }
+                });
+            }
             for datagram in desk.recv.datagrams() {
                 self.take_in(me, datagram, listener, &mut desk.send, |exchange| self.walk(exchange, None));
             }

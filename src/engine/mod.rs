@@ -41,15 +41,15 @@ use parking_lot::{Condvar, Mutex};
 use self::core::{Core, NotSent, Sockets};
 use crate::ffi::{Code, Error, fork::Birth};
 use crate::net::{
-    BindError, Reactor, ReplyTo, SendFailed, Streams, TcpAcceptor, TcpOptions, Transport, UdpListener, UdpOptions,
-    UdpRoute,
+    BindError, Reactor, ReplyTo, SendFailed, StreamEvents, Streams, TcpAcceptor, TcpOptions, Transport, UdpListener,
+    UdpOptions, UdpRoute,
 };
 use crate::observe::{Text, log};
 use crate::sched::{
     Cancel, Clockwork, GroupId, Groups, Options as PoolOptions, Pool, Source, Task, TimerCall, TimerId, Why,
 };
 
-pub use bindings::{Bindings, Found, Held, RegistrarOptions, flush, lookup, open_registrar};
+pub use bindings::{Bindings, Found, Held, RegistrarOptions, flush, forget_user, lookup, open_registrar};
 pub use config::{Config, options_document, set_registrar_option};
 
 pub use exchange::{Exchange, Ticket, UriOf, UriParts};
@@ -410,7 +410,9 @@ impl Running {
         start_log(&config)?;
         let reactor = Reactor::new().map_err(|e| io_error("no event queue", e))?;
         let no_wait = |e| io_error("a listener cannot be waited for", e);
-        let streams = Streams::new(&reactor, config.stream_options(), None).map_err(no_wait)?;
+        let bound = registrar.as_ref().filter(|registrar| registrar.options().connection_bound);
+        let events = bound.map(|registrar| Arc::new(bindings::BoundTo(Arc::clone(registrar))) as Arc<dyn StreamEvents>);
+        let streams = Streams::new(&reactor, config.stream_options(), events).map_err(no_wait)?;
         let udp: Result<Vec<_>, _> = udp.into_iter().map(|listener| reactor.add_udp(listener)).collect();
         let tcp: Result<Vec<_>, _> = tcp.into_iter().map(|acceptor| reactor.add_tcp(acceptor)).collect();
         let sockets = Sockets { udp: udp.map_err(no_wait)?, tcp: tcp.map_err(no_wait)?, streams };

@@ -9,6 +9,7 @@
 
 mod entry;
 mod error;
+mod fetch;
 pub mod fork;
 pub mod handle;
 mod text;
@@ -16,5 +17,6 @@ pub mod thread;
 
 pub use entry::{entry, entry_value};
 pub use error::{Code, Error, last_error, set_last_error};
+pub use fetch::fetch;
 pub use handle::{HandleTable, Kind};
 pub use text::{bytes, out, text};

@@ -19,6 +19,7 @@
 
 mod auth;
 mod cache;
+mod flows;
 mod loader;
 mod metrics;
 mod options;
@@ -37,9 +38,10 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::sip::{AorKey, Message};
+use crate::sip::{AorKey, HeaderName, Message};
 use auth::{Authenticator, Verdict};
 use cache::{Cache, Policy, Shard, Spot};
+use flows::Flows;
 use loader::{Gate, Loader, Waiter, What};
 use rules::Step;
 use store::{Kind, Session, Store, StoreError};
@@ -48,9 +50,9 @@ use writer::{Partition, Writer};
 
 pub use cache::{BindingView, State};
 pub use metrics::Counters;
-pub use options::{AuthMode, Mode, Options, WhenBrief, WhenFull};
+pub use options::{AuthMode, Mode, Options, PathMode, WhenBrief, WhenFull};
 pub use reply::{ReplyWriter, SipReply};
-pub use request::{Contact, MAX_REQUEST_CONTACTS, RegisterRequest, Registration};
+pub use request::{Contact, Extensions, FirstHop, MAX_REQUEST_CONTACTS, RegisterRequest, Registration};
 pub use rules::{Extra, Rejection};
 pub use writer::Ticket;
 
@@ -107,6 +109,7 @@ pub(crate) struct Shared<W> {
     clock: fn() -> u32,
     cache: Cache,
     users: Users,
+    flows: Flows,
     authenticator: Option<Authenticator>,
     store: Option<Arc<dyn Store>>,
     partitions: Box<[Partition<W>]>,
@@ -234,6 +237,7 @@ impl<W: Send + 'static> Registrar<W> {
         let shared = Arc::new(Shared {
             cache: Cache::new(options.shards, !writes),
             users: Users::new(options.user_cache, options.user_ttl, options.no_user_ttl),
+            flows: Flows::default(),
             authenticator: Authenticator::new(&options),
             partitions: sessions.iter().map(|_| Partition::new()).collect(),
             loader: Loader::new(),
@@ -270,9 +274,11 @@ impl<W: Send + 'static> Registrar<W> {
     /// Decides a REGISTER and writes its answer. `now`: seconds since the epoch. Never blocks on a database.
     pub fn register<'a>(&self, request: &RegisterRequest<'a>, now: u32, reply: &mut impl ReplyWriter) -> Outcome<'a> {
         let shared = &*self.shared;
-        if let Err(rejection) = rules::check(request) {
+        if let Err(rejection) = rules::check(request, &shared.options) {
             return self.reject(rejection, reply);
         }
+        let unpathed = RegisterRequest { path: b"", ..*request };
+        let request = if shared.options.path == PathMode::Off { &unpathed } else { request };
         if shared.closing() && shared.options.mode != Mode::Memory {
             return self.reject(Rejection::StoreBusy { retry_after: shared.options.retry_after }, reply);
         }
@@ -325,6 +331,10 @@ impl<W: Send + 'static> Registrar<W> {
             }
         }
         reply.start(200, "OK");
+        let (options, supported) = (&shared.options, request.supported);
+        if supported.gruu && options.gruu {
+            reply.tell_gruu();
+        }
         if let Some(slot) = slot {
             let bindings = shard.bindings(slot);
             let (mut few, mut many) = ([0; 64], Vec::new());
@@ -335,6 +345,18 @@ impl<W: Send + 'static> Registrar<W> {
             shared.settle(shard, slot, spot.shard);
         }
         drop(guard);
+        if supported.path && !request.path.is_empty() {
+            reply.copy(HeaderName::Path);
+        }
+        if rules::is_outbound(request, options) {
+            reply.header(HeaderName::Require, b"outbound");
+            if options.flow_timer > 0 {
+                reply.number(HeaderName::FlowTimer, options.flow_timer);
+            }
+        }
+        if !options.service_route.is_empty() {
+            reply.header(HeaderName::ServiceRoute, options.service_route.as_bytes());
+        }
         shared.counters.answered.inc();
         ticket.map_or(Outcome::Answered(200), Outcome::Durable)
     }
@@ -349,6 +371,14 @@ impl<W: Send + 'static> Registrar<W> {
         reply: &mut impl ReplyWriter,
     ) -> Auth<'a> {
         let shared = &*self.shared;
+        // RFC 3261 section 10.3 step 2 comes before step 3.
+        let understood = shared.options.understood();
+        if message.has(HeaderName::Require) && request::unsupported(message, understood).next().is_some() {
+            let rejection = Rejection::BadExtension { understood };
+            reply::refuse(&rejection, reply);
+            shared.counters.rejected.inc();
+            return Auth::Rejected(rejection);
+        }
         let miss = Auth::Miss(LoadTicket { what: What::User, key: aor });
         let Some(authenticator) = &shared.authenticator else {
             if shared.options.auth == AuthMode::None {
@@ -377,6 +407,15 @@ impl<W: Send + 'static> Registrar<W> {
                 Auth::Rejected(rejection)
             }
         }
+    }
+
+    /// The key of the user whose credentials a REGISTER for `to` has to bring: To's, or where third parties may register
+    /// From's.
+    pub fn authorizes(&self, message: &Message<'_>, to: &AorKey) -> Result<AorKey, Rejection> {
+        if !self.shared.options.third_party {
+            return Ok(*to);
+        }
+        request::from_key(message, self.shared.options.use_domain).map_err(Rejection::BadRequest)
     }
 
     /// Forgets what is cached about a user, whose row has changed.
@@ -413,6 +452,21 @@ impl<W: Send + 'static> Registrar<W> {
                 partition.kick();
             }
         }
+    }
+
+    /// A batch of requests for these addresses-of-record is about to come: what the cache holds of them is read from memory
+    /// for all at once. A guess; a wrong one costs only time. At most 64 are heeded.
+    pub fn expect(&self, aors: &mut dyn FnMut(&mut dyn FnMut(&[u8]))) {
+        let shared = &*self.shared;
+        let (mut spots, mut count) = ([Spot::default(); 64], 0);
+        aors(&mut |aor| {
+            if let Some(spot) = spots.get_mut(count) {
+                let user = memchr::memrchr(b'@', aor).filter(|_| !shared.options.use_domain);
+                *spot = shared.cache.spot(user.map_or(aor, |at| &aor[..=at]));
+                count += 1;
+            }
+        });
+        shared.cache.fetch(&spots[..count]);
     }
 
     /// Has the cache filled; the waiter comes back through the sink. `Err`: too many wait already, answer 503.
