@@ -8,9 +8,15 @@
 #   make install PREFIX=/usr/local
 #   make lib | harness            target/lib (libraries, header, .pc files) | target/harness (the C programs)
 #   make header                   include/partyline.h anew from the sources
+#   make test-crash               50 rounds of kill -9: server, MariaDB, both; prints lost = 0 (make test: 3 rounds)
+#   make test-cluster             two servers on a Galera cluster of three nodes, one of which is killed
 #   make bench-pool | loom        the pool beside other allocators | models of the concurrent cores
+#   make bench-transport          answering through net and the scheduler beside bare loops in C
 #   make bench-registrar          the registrar beside Kamailio, 11 minutes (BENCH_ARGS=--quick: 4)
 #   make test-differential        a thousand REGISTER sequences against Kamailio and us
+#   make sanitize | memcheck      AddressSanitizer and ThreadSanitizer (needs rustup's nightly) | valgrind
+#   make soak-pool | fail-alloc   the pool under everything for SOAK_SECONDS (600) | each allocation of osip2 refused in turn
+#   make fuzz                     libFuzzer for FUZZ_SECONDS (60) per target (needs rustup's nightly)
 #
 # Rust 1.85 or later; where there is no cargo, Debian's rustc-web and cargo-web are installed.
 
@@ -28,7 +34,9 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 export CARGO
 unexport CARGO_TARGET_DIR
 
-.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test deps-bench lint clean bench-pool bench-osip bench-registrar test-differential loom
+.PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test deps-bench lint clean loom
+.PHONY: bench-pool bench-osip bench-sched bench-transport bench-registrar bench-partysip
+.PHONY: test-crash test-cluster test-differential test-windows sanitize memcheck soak soak-pool fail-alloc fuzz
 # apt and cargo take locks of their own, and both use all cores by themselves.
 .NOTPARALLEL:
 
@@ -50,6 +58,8 @@ deps-test:
 # One is built after the other into the same place, so cargo takes each for stale after the other: make looks at the times.
 lib: deps
 	@$(MAKE) --no-print-directory $(OUT)/.built
+	@if [ -n "$(OSIP_FLAGS)" ]; then $(MAKE) --no-print-directory $(OUT)/libpartyline_partysip.a; \
+	else echo "no osip2 headers: left out is libpartyline_partysip.a"; fi
 	@scripts/pkgconfig.sh "$(CURDIR)/$(OUT)" "$(CURDIR)/include" $(OUT)/pkgconfig
 
 $(OUT)/.built: $(shell find src -type f) Cargo.toml Cargo.lock build.rs
@@ -62,9 +72,22 @@ $(OUT)/.built: $(shell find src -type f) Cargo.toml Cargo.lock build.rs
 	ln -sf libpartyline.so.0 $(OUT)/libpartyline.so
 	touch $@
 
+# What stands in for partysip's internals, relinked with it; see docs/partysip.md. In C, for it reads partysip's structures.
+PARTYSIP_GLUE := $(wildcard src/partysip/glue/*.c)
+OSIP_FLAGS = $(if $(OSIP_CFLAGS),$(OSIP_CFLAGS),$(shell pkg-config --exists libosip2 && echo -I. $$(pkg-config --cflags libosip2)))
+
+$(OUT)/libpartyline_partysip.a: $(PARTYSIP_GLUE) $(wildcard src/partysip/glue/*.h) src/partysip/psp.h include/partyline/partysip.h
+	mkdir -p target/partysip-glue $(OUT)
+	for file in $(PARTYSIP_GLUE); do \
+	  cc -std=gnu11 -O2 -g -fPIC -Wall -Wextra -Werror -Iinclude $(OSIP_FLAGS) -c -o target/partysip-glue/$$(basename $$file .c).o $$file || exit 1; \
+	done
+	rm -f $@
+	ar rcs $@ $(patsubst src/partysip/glue/%.c,target/partysip-glue/%.o,$(PARTYSIP_GLUE))
+
 harness: lib
 	$(MAKE) -C c-harness/server
 	$(MAKE) -C c-harness/tests
+	$(MAKE) -C c-harness/partysip-host $(if $(wildcard $(OUT)/libpartyline_partysip.a),relinked)
 
 demo: deps-demo harness
 	scripts/demo.py --db $(DB) $(DEMO_ARGS)
@@ -99,6 +122,10 @@ bench-pool: lib
 bench-osip: lib
 	scripts/bench-osip.sh $(BENCH_ARGS)
 
+# UDP and TCP beside bare loops over the same system calls, idle connections. `quick` for the short form.
+bench-transport: deps
+	scripts/bench-transport.py $(BENCH_ARGS)
+
 # The registrar beside Debian's Kamailio: CPU, rate, response times, memory. See scripts/bench_registrar.py --help.
 bench-registrar: lib deps-bench
 	$(MAKE) -C c-harness/bench -f registrar.mk
@@ -112,6 +139,29 @@ test-differential: lib deps-bench
 # Every interleaving of the small concurrent cores, in a target folder of its own.
 loom:
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom $(CARGO) test --release --test sched_loom --test pool_loom
+
+# Errors that are planted have to be reported first: docs/sanitizers.md. Code 77 of the script: no nightly, nothing was checked.
+sanitize: deps
+	scripts/sanitize.sh $(SANITIZERS)
+
+memcheck: lib
+	scripts/memcheck.sh
+
+soak-pool: harness
+	scripts/soak-pool.sh
+
+fail-alloc: lib
+	FAIL_ALLOC_EVERY=1 $(CARGO) test --test osip_parity -- --exact every_allocation_may_fail --nocapture
+
+fuzz: deps
+	scripts/fuzz.sh $(FUZZ_TARGETS)
+
+test-crash:
+	PARTYLINE_CRASH_ROUNDS=$${PARTYLINE_CRASH_ROUNDS:-50} $(CARGO) test --test registrar_crash -- --nocapture
+
+test-cluster:
+	@scripts/deps.sh mysql cluster
+	PARTYLINE_CLUSTER=1 $(CARGO) test --test registrar_cluster -- --nocapture
 
 lint:
 	$(CARGO) fmt --check

@@ -41,10 +41,11 @@ for set in "$@"; do
     demo) need sip-tester sipp; need python3 python3 ;;
     mysql) need mariadb-server-core mariadbd; need mariadb-client-core mariadb ;;
     test) need sqlite3 sqlite3; need valgrind valgrind; need binutils objdump; need sipsak sipsak
-      need baresip-core baresip; need linphone-cli linphonec ;;
+      need baresip-core baresip; need linphone-cli linphonec; need strace strace; need openssl openssl ;;
     bench) need python3 python3; need util-linux taskset; need kamailio kamailio
       need kamailio-mysql-modules /usr/lib/x86_64-linux-gnu/kamailio/modules/db_mysql.so ;;
-    *) echo "deps.sh: unknown set '$set' (build, demo, mysql, test, bench)" >&2; exit 2 ;;
+    cluster) need galera-4 /usr/lib/galera/libgalera_smm.so; need rsync rsync ;;
+    *) echo "deps.sh: unknown set '$set' (build, demo, mysql, test, bench, cluster)" >&2; exit 2 ;;
   esac
 done
 if [ ${#want[@]} -gt 0 ]; then

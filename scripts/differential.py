@@ -128,6 +128,13 @@ def out_of_order(history, answers, states):
     return older and [status for status, _ in answers] == [500, 400] and alike(*states)
 
 
+def star_again(history, answers, states):
+    """Theirs removed all, ours refused."""
+    step = history[-1]
+    not_higher = any(other.call == step.call and other.cseq >= step.cseq for other in history[:-1])
+    return step.star and not_higher and [status for status, _ in answers] == [500, 200] and not states[1]
+
+
 def q_of_a_removed_one(history, _answers, states):
     """Nothing but q differs, and before the contact that has another's q stood one that was to be removed."""
     step = history[-1]
@@ -142,6 +149,7 @@ def q_of_a_removed_one(history, _answers, states):
 REASONS = [
     ("equal URIs", spelled_twice),
     ("out of order", out_of_order),
+    ("star out of order", star_again),
     ("q of a removed contact", q_of_a_removed_one),
 ]
 

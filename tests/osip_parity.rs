@@ -82,3 +82,22 @@ fn memcheck() {
         assert_eq!(Run::new(program).args(arguments).output().stdout, checked.stdout);
     }
 }
+
+/// Each allocation of osip2 and of the engine refused in turn. What crashes then has to be a place in libosip2 where
+/// stock crashes too; `make fail-alloc` runs all of them.
+#[test]
+fn every_allocation_may_fail() {
+    let Some(program) = build("c-harness/parity/fail_alloc.c", &[]) else { return };
+    let places = |text: &str| -> Vec<String> {
+        let crashes = text.lines().filter_map(|line| line.strip_prefix("crash in "));
+        crashes.map(|line| line.split(':').next().unwrap().to_string()).collect()
+    };
+    let stock = Run::new(&program).output();
+    let every = std::env::var("FAIL_ALLOC_EVERY").unwrap_or_else(|_| "5".into());
+    let ours = Run::new(&program).args(&[&every]).preload().output();
+    assert!(ours.stdout.contains("fail_alloc: ok"), "{}", ours.stdout);
+    let known = places(&stock.stdout);
+    let new: Vec<_> = places(&ours.stdout).into_iter().filter(|place| !known.contains(place)).collect();
+    assert!(new.is_empty(), "crashes that stock does not have: {new:?}\n{}", ours.stdout);
+    println!("stock:\n{}\nours:\n{}", stock.stdout, ours.stdout);
+}

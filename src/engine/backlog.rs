@@ -2,7 +2,9 @@
 //!
 //! A plugin call may block, and then nothing may wait behind it but what its policy orders. So the rest of a batch, and the
 //! answers collected so far, stand in a [`Backlog`] that others can reach; whoever leads looks at the backlogs, and when a
-//! call has taken longer than [`SLOW`] it sends those answers and hands the rest to other threads.
+//! call has taken longer than `threads.takeover` it sends those answers and hands the rest to other threads.
+//!
+//! A small batch of what is mostly short the leader walks itself: see [`Core::lend`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,18 +15,19 @@ use parking_lot::Mutex;
 
 use super::core::{Core, Desk};
 use super::exchange::{Exchange, Kept, Out};
-use super::plugin::Policy;
-use super::walk::{SLOW, SLOW_FOR};
+use super::plugin::{Pass, Policy};
 use crate::net::SendBatch;
-use crate::sched::{Leader, Permit};
+use crate::sched::Leader;
 
 /// How soon the leader looks at backlogs again.
 pub(super) const LOOK: Duration = Duration::from_millis(2);
+/// Messages that the leader may walk itself; from so many on the wake-up of another costs little beside them.
+const SMALL: usize = 16;
 
 /// What waits behind the calls of one batch.
 #[derive(Default)]
 pub(super) struct Backlog {
-    pub rest: Mutex<VecDeque<(Kept, Option<Permit<Kept>>)>>,
+    pub rest: Mutex<VecDeque<(Kept, Option<Pass>)>>,
     pub out: Mutex<SendBatch>,
     /// When the current call began, in microseconds of the engine's life; 0: no call.
     pub since: AtomicU64,
@@ -37,17 +40,17 @@ impl Core {
     /// refused.
     pub(super) fn line_up(&self, exchange: &mut Exchange<'_>, backlog: &Backlog) {
         let first = self.chain.next(0, exchange.message.method());
-        let permit = match first.filter(|(_, link)| link.plugin.policy != Policy::Parallel) {
+        let pass = match first.filter(|(_, link)| link.plugin.policy != Policy::Parallel) {
             None => None,
             Some((step, link)) => {
                 exchange.step = step;
                 match self.enter(link, exchange) {
-                    Some(permit) => Some(permit),
+                    Some(pass) => Some(pass),
                     None => return,
                 }
             }
         };
-        backlog.rest.lock().push_back((exchange.keep(exchange.step), permit));
+        backlog.rest.lock().push_back((exchange.keep(exchange.step), pass));
     }
 
     /// Gives leadership away and walks what was lined up.
@@ -60,18 +63,31 @@ impl Core {
         // Known before the next leader waits: it has to look after this batch.
         self.backlogs.lock().push(Arc::clone(&desk.backlog));
         self.backlogged.fetch_add(1, Ordering::SeqCst);
+        let waits = desk.backlog.rest.lock().len();
+        if self.lend(leader, waits) {
+            self.work_off(&desk.backlog, Some(leader));
+            leader.reclaim();
+            return;
+        }
         if !leader.promote() {
             leader.abdicate();
         }
-        self.work_off(&desk.backlog);
+        self.work_off(&desk.backlog, None);
+    }
+
+    /// Whether the leader makes the calls of a batch itself. Not for what takes long as a whole: then another thread is
+    /// worth its wake-up, and where much comes in, so are other processors.
+    pub(super) fn lend(&self, leader: &mut Leader<'_>, messages: usize) -> bool {
+        let expected = self.chain.links().iter().map(|link| link.pace.mean()).sum::<Duration>() * messages as u32;
+        messages <= SMALL && expected < self.config.takeover && leader.lend()
     }
 
     /// Walks what is in the backlog through the chain, with others' help if a call blocks.
-    pub(super) fn work_off(&self, backlog: &Arc<Backlog>) {
+    pub(super) fn work_off(&self, backlog: &Arc<Backlog>, leader: Option<&Leader<'_>>) {
         loop {
-            let Some((kept, permit)) = backlog.rest.lock().pop_front() else { break };
-            self.with_kept_out(kept, Out::Rescuable(&backlog.out), Some(backlog), |exchange| {
-                self.walk(exchange, permit)
+            let Some((kept, pass)) = backlog.rest.lock().pop_front() else { break };
+            self.with_kept_out(kept, Out::Rescuable(&backlog.out), Some(backlog), leader, |exchange| {
+                self.walk(exchange, pass)
             });
         }
         self.forget(backlog);
@@ -91,15 +107,18 @@ impl Core {
     /// that call.
     pub(super) fn rescue(&self) {
         let now = self.micros();
-        let slow = SLOW.as_micros() as u64;
+        let slow = self.slow.as_micros() as u64;
         let stuck = |b: &Arc<Backlog>| {
             let since = b.since.load(Ordering::Acquire);
-            since != 0 && now.saturating_sub(since) > slow
+            // Taken by one look only, and not if the call ends meanwhile.
+            since != 0
+                && now.saturating_sub(since) >= slow
+                && b.since.compare_exchange(since, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         };
         let found: Vec<Arc<Backlog>> = self.backlogs.lock().iter().filter(|b| stuck(b)).cloned().collect();
         for backlog in found {
             if let Some(link) = self.chain.links().get(backlog.link.load(Ordering::Relaxed)) {
-                link.blocks_until(self.born.elapsed() + SLOW_FOR);
+                link.pace.share(true);
             }
             // The owner holds this lock only while it renders, never during a call.
             backlog.out.lock().flush();
@@ -107,8 +126,8 @@ impl Core {
             if !rest.is_empty() {
                 self.rescues.inc();
             }
-            for (kept, permit) in rest {
-                self.submit(kept, permit);
+            for (kept, pass) in rest {
+                self.submit(kept, pass);
             }
             // Nothing waits behind it any more.
             self.forget(&backlog);

@@ -3,22 +3,25 @@
 //! the calls of a batch) and `walk` (the chain).
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::Figures;
 use super::backlog::Backlog;
 use super::bindings::Bindings;
 use super::config::Config;
 use super::count::Count;
-use super::exchange::{Exchange, Kept, Origin, Out};
-use super::plugin::{Chain, Link, Plugin, Policy};
+use super::exchange::{Exchange, Kept, Origin, Out, Ticket};
+use super::plugin::{Chain, Link, Pace, Pass, Plugin, Policy};
+use super::{Figures, PluginFigures};
+use crate::ffi::Error;
 use crate::net::{Reactor, Ready, RecvBatch, SendBatch, SendFailed, StreamReader, Streams, TcpAcceptor, UdpListener};
 use crate::observe::{Counter, Histogram, Text};
-use crate::sched::{Bounds, Next, Permit, Policy as StrandPolicy, Pool, StrandSet, Task};
+use crate::sched::{
+    Bounds, Leader, Next, Overload, Policy as StrandPolicy, Pool, StrandSet, Task, Watchdog, Watermarks,
+};
 use crate::sip::{KeyHasher, Message, Tags};
 
 /// What a thread needs to serve a batch; kept in a stack, so that the one used last is used next.
@@ -38,6 +41,8 @@ pub(super) struct Core {
     pub config: Config,
     pub listeners: Vec<Arc<UdpListener>>,
     pub registrar: Option<Arc<Bindings>>,
+    pub overload: Overload,
+    pub dog: Arc<Watchdog>,
     pub tags: Tags,
     pub keys: KeyHasher,
     pub count: Count,
@@ -58,6 +63,8 @@ pub(super) struct Core {
     /// The leader waits, or is about to, without a look at the connections' limits of time.
     pub timeless: AtomicBool,
     pub born: Instant,
+    /// A plugin call that takes longer may be one that blocks.
+    pub slow: Duration,
 }
 
 /// What an engine listens on.
@@ -83,14 +90,22 @@ impl Core {
     ) -> Arc<Core> {
         Arc::new_cyclic(|me: &Weak<Core>| {
             let mut chain = Chain::default();
+            let dog = Watchdog::logging();
             for plugin in plugins {
-                chain.insert(link(plugin, &config, me));
+                chain.insert(link(plugin, &config, &dog, me));
             }
+            let limit = config.queue_limit;
+            let high = config.overload_high.min(limit);
+            let marks = Watermarks { low: config.overload_low.min(high), high, limit };
             let ordered = chain.links().iter().any(|l| l.plugin.policy != Policy::Parallel);
+            let slow = if config.takeover.is_zero() { Duration::from_millis(1) } else { config.takeover };
             Core {
+                slow,
                 config,
                 listeners: sockets.udp,
                 registrar,
+                overload: Overload::new(marks).expect("the marks are in order"),
+                dog,
                 tags: Tags::new(),
                 keys: KeyHasher::default(),
                 count: Count::default(),
@@ -132,14 +147,15 @@ impl Core {
 
     /// Messages that were taken in and have not ended: deferred, waiting for the database, on strands, being handled.
     pub fn in_hand(&self) -> usize {
-        let strands: usize = self.chain.links().iter().map(|l| l.strands.queued() + l.strands.running()).sum();
-        let count = self.count.deferred.get() + self.count.waiting.get();
+        let strands: usize = self.chain.links().iter().map(|l| l.queued() + l.strands.running()).sum();
+        let count = self.count.deferred.get() + self.count.waiting.get() + self.count.queued.get();
         usize::try_from(count).unwrap_or(0) + strands
     }
 
     pub fn drain_strands(&self) {
         for link in self.chain.links() {
             drop(link.strands.drain());
+            drop(link.gate.as_ref().map(|gate| gate.drain()));
         }
     }
 
@@ -182,49 +198,75 @@ impl Core {
         self.submit(kept, None);
     }
 
-    pub(super) fn submit(&self, kept: Kept, permit: Option<Permit<Kept>>) {
+    pub(super) fn submit(&self, kept: Kept, pass: Option<Pass>) {
         let Some(core) = self.me.upgrade() else { return };
         let Some(pool) = self.pool.get().and_then(Weak::upgrade) else { return };
-        self.count.waiting.add(1);
+        self.count.queued.add(1);
+        let lane = kept.lane;
         // A refused task is dropped with what it holds, so the message stays here until it is taken.
-        let cell = Arc::new(Mutex::new(Some((kept, permit))));
+        let cell = Arc::new(Mutex::new(Some((kept, pass))));
         let inner = Arc::clone(&cell);
         let task = Task::once(move || {
-            if let Some((kept, permit)) = inner.lock().take() {
-                core.count.waiting.add(-1);
-                core.run_kept(kept, permit);
+            if let Some((kept, pass)) = inner.lock().take() {
+                core.count.queued.add(-1);
+                core.run_kept(kept, pass);
+                core.run_local();
             }
         });
-        if pool.submit(task).is_err() {
-            if let Some((kept, permit)) = cell.lock().take() {
-                self.count.waiting.add(-1);
+        if pool.submit_in(lane, task).is_err() {
+            if let Some((kept, pass)) = cell.lock().take() {
+                self.count.queued.add(-1);
                 self.with_kept(kept, |exchange| exchange.refuse());
-                if let Some(permit) = permit {
-                    self.release_quietly(permit);
+                if let Some(pass) = pass {
+                    self.release_quietly(pass);
                 }
             }
         }
     }
 
-    /// The strand of a message that was refused goes to the next one, which is refused too if there is still no room.
-    pub(super) fn release_quietly(&self, mut permit: Permit<Kept>) {
-        while let Next::Run(kept) | Next::Yield(kept) = permit.next() {
+    /// The turn of a message that was refused goes to the next one, which is refused too if there is still no room.
+    pub(super) fn release_quietly(&self, Pass { mut strand, gate }: Pass) {
+        if let Some(mut gate) = gate {
+            while let Next::Run((kept, strand)) | Next::Yield((kept, strand)) = gate.next() {
+                self.with_kept(kept, |exchange| exchange.refuse());
+                self.release_quietly(Pass { strand, gate: None });
+            }
+        }
+        while let Next::Run(kept) | Next::Yield(kept) = strand.next() {
             self.with_kept(kept, |exchange| exchange.refuse());
         }
     }
 
-    pub(super) fn run_kept(&self, kept: Kept, permit: Option<Permit<Kept>>) {
-        let mut permit = permit;
+    /// Walks a kept message on a thread that leads nobody's batch.
+    pub(super) fn run_kept(&self, kept: Kept, pass: Option<Pass>) {
         self.with_kept(kept, |exchange| {
             exchange.alone = true;
-            self.walk(exchange, permit.take());
+            self.walk(exchange, pass);
         });
-        self.run_local();
+    }
+
+    /// How much waits: on strands and for threads.
+    pub(super) fn level(&self) -> usize {
+        let strands: usize = self.chain.links().iter().map(Link::queued).sum();
+        strands + usize::try_from(self.count.queued.get()).unwrap_or(0)
+    }
+
+    /// For [`super::Handler::revoked`]: what was deferred goes to the new code when the plugin is loaded anew.
+    pub(super) fn remember(&self, step: usize, ticket: &Arc<Ticket>) {
+        let Some(link) = self.chain.links().get(step).filter(|link| link.plugin.handler.can_reload()) else { return };
+        let mut tickets = link.tickets.lock();
+        if tickets.len() == tickets.capacity() {
+            // At most half of them are finished ones then, or the vector grows.
+            tickets.retain(|ticket| ticket.upgrade().is_some_and(|ticket| !ticket.is_finished()));
+            let live = tickets.len();
+            tickets.reserve(live.max(64));
+        }
+        tickets.push(Arc::downgrade(ticket));
     }
 
     /// Runs `body` on a kept message and sends its answers.
     pub(super) fn with_kept(&self, kept: Kept, body: impl FnOnce(&mut Exchange<'_>)) {
-        self.with_batch(|out| self.with_kept_out(kept, Out::Mine(out), None, body));
+        self.with_batch(|out| self.with_kept_out(kept, Out::Mine(out), None, None, body));
     }
 
     pub(super) fn with_kept_out(
@@ -232,6 +274,7 @@ impl Core {
         mut kept: Kept,
         out: Out<'_>,
         backlog: Option<&Arc<Backlog>>,
+        leader: Option<&Leader<'_>>,
         body: impl FnOnce(&mut Exchange<'_>),
     ) {
         let Some(me) = self.me.upgrade() else { return };
@@ -240,7 +283,9 @@ impl Core {
         body(&mut Exchange {
             rounds: kept.rounds,
             admitted: kept.admitted,
+            lane: kept.lane,
             backlog,
+            leader,
             ..Exchange::new(&me, &message, Origin::Kept(&kept.back), out, kept.step)
         });
     }
@@ -266,10 +311,33 @@ impl Core {
                 link.refused.get(),
             );
         }
+        self.overload.observe(self.level());
+        self.overload.metrics(out);
+        self.dog.metrics(out);
         StrandSet::metrics(links.iter().map(|l| (l.plugin.name.as_str(), &*l.strands)), out);
         if let Some(registrar) = &self.registrar {
             registrar.metrics(out);
         }
+    }
+
+    pub fn plugin_figures(&self, name: &str) -> Result<PluginFigures, Error> {
+        let link = self.link(name)?;
+        let (overdue, longest) = self.dog.overdue(link.watched);
+        let quantiles = |of: &Histogram| {
+            let q = of.quantiles();
+            [q.p50, q.p99].map(Duration::from_nanos)
+        };
+        Ok(PluginFigures {
+            calls: link.calls.get(),
+            running: link.strands.running() as u64,
+            queued: link.queued() as u64,
+            refused: link.refused.get(),
+            overdue,
+            longest,
+            wait: quantiles(link.strands.wait_times()),
+            run: quantiles(link.strands.run_times()),
+            blocks: link.pace.blocks(),
+        })
     }
 
     pub fn figures(&self) -> Figures {
@@ -299,17 +367,29 @@ impl Core {
     }
 }
 
-fn link(plugin: Plugin, config: &Config, core: &Weak<Core>) -> Link {
+fn link(plugin: Plugin, config: &Config, dog: &Watchdog, core: &Weak<Core>) -> Link {
     let policy = match plugin.policy {
         Policy::Serial => StrandPolicy::Serial,
         Policy::KeyedByCallId | Policy::KeyedByAor => StrandPolicy::Keyed,
         Policy::Parallel => StrandPolicy::Parallel { cap: plugin.concurrency },
     };
     let bounds = Bounds { per_strand: config.strand_limit, total: config.queue_limit, ..Bounds::default() };
+    let gated = (policy == StrandPolicy::Keyed && plugin.concurrency > 0).then(|| {
+        let core = core.clone();
+        let resume = Box::new(move |(kept, strand), gate| {
+            if let Some(core) = core.upgrade() {
+                core.submit(kept, Some(Pass { strand, gate: Some(gate) }));
+            }
+        });
+        let bounds = Bounds { per_strand: config.queue_limit, ..bounds };
+        StrandSet::new(StrandPolicy::Parallel { cap: plugin.concurrency }, bounds, resume)
+    });
     let core = core.clone();
-    let resume = Box::new(move |kept, permit| {
+    let resume = Box::new(move |kept, strand| {
         if let Some(core) = core.upgrade() {
-            core.submit(kept, Some(permit));
+            if let Some((kept, pass)) = core.through_gate(kept, strand) {
+                core.submit(kept, Some(pass));
+            }
         }
     });
     let deadline = match plugin.deadline_ms {
@@ -318,11 +398,13 @@ fn link(plugin: Plugin, config: &Config, core: &Weak<Core>) -> Link {
     };
     Link {
         strands: StrandSet::new(policy, bounds, resume),
-        deadline,
+        gate: gated,
+        watched: dog.register(&plugin.name, deadline).expect("a chain has fewer than 65,536 plugins"),
         calls: Counter::new(),
         refused: Counter::new(),
-        run: Histogram::new(),
-        slow_until: AtomicU64::new(0),
+        pace: Pace::default(),
+        tickets: Mutex::default(),
+        reloading: Mutex::default(),
         plugin,
     }
 }

@@ -13,7 +13,7 @@ use super::core::{Core, Desk};
 use super::count::Dropped;
 use super::exchange::{Exchange, Origin, Out};
 use crate::net::{BATCH, Datagram, Ends, Event, FrameError, SendBatch, StreamMessage, StreamReady, UdpListener};
-use crate::sched::{Leader, Source};
+use crate::sched::{Leader, Source, Verdict};
 use crate::sip::{Message, ParseError, hint};
 
 impl Core {
@@ -51,7 +51,7 @@ impl Core {
         }
         desk.ready.give_back();
         if count == 1 && !self.ordered && desk.lined == 0 {
-            if !leader.promote() {
+            if !self.lend(leader, 1) && !leader.promote() {
                 leader.abdicate();
             }
             for datagram in desk.recv.datagrams() {
@@ -59,6 +59,7 @@ impl Core {
             }
             desk.send.flush();
             self.run_local();
+            leader.reclaim();
             return true;
         }
         // Places on strands are taken in order of arrival, so before anybody else can read the next batch.
@@ -146,10 +147,29 @@ impl Core {
         handle: impl FnOnce(&mut Exchange<'_>),
     ) {
         match Message::parse(data) {
-            Ok(message) => handle(&mut Exchange::new(me, &message, origin, Out::Mine(out), 0)),
+            Ok(message) => {
+                let mut exchange = Exchange::new(me, &message, origin, Out::Mine(out), 0);
+                if !self.overload.is_over() || self.judge(&mut exchange) {
+                    handle(&mut exchange);
+                }
+            }
             Err(ParseError::KeepAlive) => self.count.drop(Dropped::KeepAlive),
             Err(error) => {
                 self.answer_broken(me, data, origin, out, error.status(), Some(error.text()));
+            }
+        }
+    }
+
+    /// Under overload: false when the message was refused, else its lane is set.
+    fn judge(&self, exchange: &mut Exchange<'_>) -> bool {
+        match self.overload.admit(self.level(), exchange.class()) {
+            Verdict::Admit(lane) => {
+                exchange.lane = lane;
+                true
+            }
+            Verdict::Refuse => {
+                exchange.refuse();
+                false
             }
         }
     }
@@ -186,6 +206,10 @@ impl Source for Core {
         if interval.is_some() {
             self.timeless.store(false, Ordering::Relaxed);
         }
+        if backlogged {
+            // Before the wait: this thread may lead because that call takes so long.
+            self.rescue();
+        }
         let look = if backlogged { Some(LOOK) } else { None };
         let timeout = [timeout, look, interval].into_iter().flatten().min();
         if let Err(error) = self.reactor.wait(&mut desk.ready, timeout) {
@@ -193,6 +217,7 @@ impl Source for Core {
         }
         self.timeless.store(false, Ordering::Relaxed);
         leader.events_came();
+        self.overload.observe(self.level());
         if backlogged {
             self.rescue();
         }

@@ -3,46 +3,41 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::backlog::Backlog;
 use super::core::Core;
 use super::count::Dropped;
 use super::exchange::{Exchange, Kept};
-use super::plugin::{Link, Verdict};
-use crate::sched::{Admit, Next, Permit};
+use super::plugin::{Link, Pass, Policy, Verdict};
+use crate::sched::{Admit, Lane, Next, Permit};
 use crate::sip::Method;
-
-/// A plugin call that takes longer is taken for one that blocks.
-pub(super) const SLOW: Duration = Duration::from_millis(1);
-/// How long a plugin is remembered as one that blocks.
-pub(super) const SLOW_FOR: Duration = Duration::from_secs(60);
 
 thread_local! {
     /// Messages whose strand this thread holds, to be run when it has finished its own.
-    static LOCAL: RefCell<Vec<(Kept, Permit<Kept>)>> = const { RefCell::new(Vec::new()) };
+    static LOCAL: RefCell<Vec<(Kept, Pass)>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Core {
     /// Walks a message through the chain from where it is.
-    pub(super) fn walk(&self, exchange: &mut Exchange<'_>, mut permit: Option<Permit<Kept>>) {
+    pub(super) fn walk(&self, exchange: &mut Exchange<'_>, mut pass: Option<Pass>) {
         let method = exchange.message.method();
         while let Some((step, link)) = self.chain.next(exchange.step, method) {
             exchange.step = step;
-            let permit = match permit.take() {
-                Some(permit) => permit,
+            let pass = match pass.take() {
+                Some(pass) => pass,
                 None => match self.enter(link, exchange) {
-                    Some(permit) => permit,
+                    Some(pass) => pass,
                     None => return,
                 },
             };
-            if link.is_slow(self.born) && !exchange.alone {
-                // Leave the batch: the call may block.
-                self.submit(exchange.keep(step), Some(permit));
+            if link.pace.blocks() && !exchange.alone {
+                // Leave the batch, and the leader: the call may block.
+                self.submit(exchange.keep(step), Some(pass));
                 return;
             }
             let verdict = self.call(step, link, exchange);
-            self.release(permit, exchange.backlog);
+            self.release(pass, exchange.backlog);
             if verdict != Verdict::Next || exchange.answered || exchange.handed_on {
                 return;
             }
@@ -72,80 +67,102 @@ impl Core {
         }
     }
 
-    /// A place on the plugin's strand, or `None`: the message waits there, or was refused.
-    pub(super) fn enter(&self, link: &Link, exchange: &mut Exchange<'_>) -> Option<Permit<Kept>> {
-        let key = exchange.strand_key(link.plugin.policy);
-        if let Some(permit) = link.strands.try_enter(key) {
-            return Some(permit);
-        }
-        match link.strands.admit(key, exchange.keep(exchange.step)) {
-            // It became free in between.
-            Admit::Run(_, permit) => Some(permit),
-            Admit::Queued => {
-                exchange.handed_on = true;
-                None
+    /// A turn at the plugin, or `None`: the message waits for one, or was refused.
+    pub(super) fn enter(&self, link: &Link, exchange: &mut Exchange<'_>) -> Option<Pass> {
+        let policy = link.plugin.policy;
+        let key = exchange.strand_key(policy);
+        let strand = match link.strands.try_enter(key) {
+            Some(strand) => strand,
+            None => {
+                // Within a call nothing passes anything: a BYE must not come before its INVITE.
+                let lane = if policy == Policy::KeyedByCallId { Lane::Normal } else { exchange.lane };
+                match link.strands.admit_in(lane, key, exchange.keep(exchange.step)) {
+                    // It became free in between.
+                    Admit::Run(_, strand) => strand,
+                    Admit::Queued => {
+                        exchange.handed_on = true;
+                        return None;
+                    }
+                    Admit::Full(_) => {
+                        link.refused.inc();
+                        exchange.refuse();
+                        return None;
+                    }
+                }
             }
-            Admit::Full(_) => {
+        };
+        let Some(gate) = &link.gate else { return Some(Pass { strand, gate: None }) };
+        if let Some(permit) = gate.try_enter(0) {
+            return Some(Pass { strand, gate: Some(permit) });
+        }
+        let (_, pass) = self.through_gate(exchange.keep(exchange.step), strand).or_else(|| {
+            exchange.handed_on = true;
+            None
+        })?;
+        Some(pass)
+    }
+
+    /// The turn on the strand is had; those of a keyed plugin with a bound on all its calls may have to wait once more.
+    pub(super) fn through_gate(&self, kept: Kept, strand: Permit<Kept>) -> Option<(Kept, Pass)> {
+        let link = &self.chain.links()[kept.step];
+        let Some(gate) = &link.gate else { return Some((kept, Pass { strand, gate: None })) };
+        match gate.admit_in(kept.lane, 0, (kept, strand)) {
+            Admit::Run((kept, strand), permit) => Some((kept, Pass { strand, gate: Some(permit) })),
+            Admit::Queued => None,
+            Admit::Full((kept, strand)) => {
                 link.refused.inc();
-                exchange.refuse();
+                self.refuse(kept);
+                self.release_quietly(Pass { strand, gate: None });
                 None
             }
         }
     }
 
-    /// Gives the strand to its next message: run by this thread if nothing else waits for it, or by another.
-    pub(super) fn release(&self, mut permit: Permit<Kept>, backlog: Option<&Arc<Backlog>>) {
-        match permit.next() {
-            Next::Done => {}
-            Next::Run(kept) if backlog.is_none_or(|b| b.rest.lock().is_empty()) => {
-                LOCAL.with_borrow_mut(|local| local.push((kept, permit)))
+    /// Gives the turn to the next message: run by this thread if nothing else waits for it, or by another.
+    pub(super) fn release(&self, Pass { mut strand, gate }: Pass, backlog: Option<&Arc<Backlog>>) {
+        let here = backlog.is_none_or(|b| b.rest.lock().is_empty());
+        if let Some(mut gate) = gate {
+            if let Next::Run((kept, strand)) | Next::Yield((kept, strand)) = gate.next() {
+                self.submit(kept, Some(Pass { strand, gate: Some(gate) }));
             }
-            Next::Run(kept) | Next::Yield(kept) => self.submit(kept, Some(permit)),
+        }
+        let (kept, here) = match strand.next() {
+            Next::Done => return,
+            Next::Run(kept) => (kept, here),
+            Next::Yield(kept) => (kept, false),
+        };
+        let Some((kept, pass)) = self.through_gate(kept, strand) else { return };
+        if here {
+            LOCAL.with_borrow_mut(|local| local.push((kept, pass)));
+        } else {
+            self.submit(kept, Some(pass));
         }
     }
 
     /// Runs what strands gave to this thread.
     pub(super) fn run_local(&self) {
-        while let Some((kept, permit)) = LOCAL.with_borrow_mut(Vec::pop) {
-            let mut permit = Some(permit);
-            self.with_kept(kept, |exchange| {
-                exchange.alone = true;
-                self.walk(exchange, permit.take());
-            });
+        while let Some((kept, pass)) = LOCAL.with_borrow_mut(Vec::pop) {
+            self.run_kept(kept, Some(pass));
         }
     }
 
     pub(super) fn call(&self, step: usize, link: &Link, exchange: &mut Exchange<'_>) -> Verdict {
         link.calls.inc();
         let began = Instant::now();
+        if let Some(leader) = exchange.leader {
+            leader.renew(began);
+        }
         if let Some(backlog) = exchange.backlog {
             backlog.link.store(step, Ordering::Relaxed);
             backlog.since.store((began - self.born).as_micros() as u64 + 1, Ordering::Release);
         }
+        let watch = self.dog.enter(link.watched, began);
         let verdict = link.plugin.handler.call(exchange);
-        if let Some(backlog) = exchange.backlog {
-            backlog.since.store(0, Ordering::Release);
-        }
+        drop(watch);
+        // Who came to the rescue has counted it already.
+        let rescued = exchange.backlog.is_some_and(|backlog| backlog.since.swap(0, Ordering::AcqRel) == 0);
         let took = began.elapsed();
-        link.run.record(took.as_nanos() as u64);
-        if took > SLOW {
-            link.blocks_until(self.born.elapsed() + SLOW_FOR);
-            if took > link.deadline {
-                self.count.slow_calls.inc();
-                tracing::warn!(plugin = link.plugin.name, ?took, deadline = ?link.deadline, "a plugin call took too long");
-            }
-        }
+        link.pace.record(took, took > self.slow && !rescued);
         verdict
-    }
-}
-
-impl Link {
-    pub(super) fn blocks_until(&self, until: Duration) {
-        self.slow_until.store(until.as_millis() as u64, Ordering::Relaxed);
-    }
-
-    fn is_slow(&self, born: Instant) -> bool {
-        let until = self.slow_until.load(Ordering::Relaxed);
-        until != 0 && born.elapsed().as_millis() as u64 <= until
     }
 }

@@ -12,6 +12,7 @@ mod error;
 mod fetch;
 pub mod fork;
 pub mod handle;
+mod library;
 mod text;
 pub mod thread;
 
@@ -19,4 +20,5 @@ pub use entry::{entry, entry_value};
 pub use error::{Code, Error, last_error, set_last_error};
 pub use fetch::fetch;
 pub use handle::{HandleTable, Kind};
+pub use library::Library;
 pub use text::{bytes, out, text};

@@ -9,9 +9,13 @@
 //! | `exports` | the names of the transaction layer and the fifo, and whether they are in use |
 //! | `stack`, `lane`, `side` | per `osip_t`, per list, per transaction |
 //! | `execute`, `timers`, `transaction`, `fifo` | what the names do |
+//! | `resend` | the retransmissions of 200 and ACK |
+//! | `audit` | what programs write themselves |
 //! | `heap`, `slab` | ready and deadline order; memory of which most stays untouched |
 //! | `glue` and `glue_*.c` | osip2's structs |
 
+#[cfg(osip2)]
+mod audit;
 #[cfg(osip2)]
 mod execute;
 #[cfg(osip2)]
@@ -28,6 +32,8 @@ mod interpose;
 mod lane;
 pub mod memory;
 pub mod report;
+#[cfg(osip2)]
+mod resend;
 #[cfg(osip2)]
 mod side;
 #[cfg(osip2)]

@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use parking_lot::RwLock;
 
-use super::glue::{Node, Transaction};
+use super::glue::{Fifo, Node, Transaction};
 use super::heap::OUT;
 use super::lane::Lane;
 use super::slab;
@@ -41,19 +41,24 @@ pub const IDS: usize = 1;
 
 #[repr(C, align(128))]
 pub struct Side {
+    // What an audit reads, in one cache line.
     pub tr: *mut Transaction,
     /// NULL when the transaction is in no lane.
     pub lane: AtomicPtr<Lane>,
-    pub node: *mut Node,
-    /// Place in the list: grows along it.
-    pub seq: u64,
-    pub hash: [u64; 2],
-    pub next: [*mut Side; 2],
+    /// The fifo that the transaction was made with, which tells us of its events; NULL: not made by us.
+    pub fifo: AtomicPtr<Fifo>,
     pub at: [u32; 2],
     pub id: c_int,
     pub flags: u32,
+    /// Place among the lane's members.
+    pub member: u32,
     /// Freed by the program while it ran: its memory goes when the execution is over.
     pub freed: AtomicBool,
+    /// Place in the list: grows along it.
+    pub seq: u64,
+    pub node: *mut Node,
+    pub hash: [u64; 2],
+    pub next: [*mut Side; 2],
 }
 
 impl Side {
@@ -61,14 +66,16 @@ impl Side {
         Side {
             tr: null_mut(),
             lane: AtomicPtr::new(null_mut()),
-            node: null_mut(),
-            seq: 0,
-            hash: [0; 2],
-            next: [null_mut(); 2],
+            fifo: AtomicPtr::new(null_mut()),
             at: [OUT; 2],
             id: 0,
             flags: 0,
+            member: 0,
             freed: AtomicBool::new(false),
+            seq: 0,
+            node: null_mut(),
+            hash: [0; 2],
+            next: [null_mut(); 2],
         }
     }
 

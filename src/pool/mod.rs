@@ -27,6 +27,8 @@ mod heap;
 mod misuse;
 pub mod next;
 mod pages;
+#[cfg(test)]
+mod planted;
 mod range;
 mod remote;
 mod span;

@@ -128,6 +128,13 @@ pub struct Options {
     pub queue: usize,
     /// How long a REGISTER may wait for its commit, or for its address-of-record to be loaded. Default 5 s.
     pub commit_timeout: Duration,
+    /// A SQLite file, in which write_through keeps what it answered while the database is away, until the database has it.
+    /// Default empty: none; then a REGISTER waits for `commit_timeout` and gets 503.
+    pub spool: String,
+    /// A batch that is not committed after this time goes into the spool. Default 500 ms.
+    pub spool_after: Duration,
+    /// Changes that the spool may hold. Default 10,000,000.
+    pub spool_limit: u64,
     /// Requests that may wait to be loaded; past it they get 503. Default 65,536.
     pub load_queue: usize,
     /// How long `close` waits for what is still to be written. Default 10 s.
@@ -182,6 +189,9 @@ impl Default for Options {
             flush_interval: Duration::from_secs(1),
             queue: 65_536,
             commit_timeout: Duration::from_secs(5),
+            spool: String::new(),
+            spool_after: Duration::from_millis(500),
+            spool_limit: 10_000_000,
             load_queue: 65_536,
             close_timeout: Duration::from_secs(10),
             auth: AuthMode::default(),

@@ -5,10 +5,12 @@
 //! round trip. A batch of one statement commits by itself (autocommit); more statements stand between START TRANSACTION
 //! and COMMIT.
 
+mod url;
+
 use std::time::Duration;
 
 use mysql::prelude::Queryable;
-use mysql::{Conn, DriverError, Opts, OptsBuilder, Params, Value};
+use mysql::{Conn, DriverError, Opts, Params, Value};
 
 use super::schema;
 use super::{
@@ -39,16 +41,8 @@ pub(super) struct Mysql {
 
 impl Mysql {
     pub fn new(url: &str, options: &StoreOptions) -> Result<Self, StoreError> {
-        let bad = |text: String| StoreError::new(Kind::Config, text);
-        // The library's message may repeat the URL, and with it the password.
-        let opts = Opts::from_url(url)
-            .map_err(|_| bad("the database's URL cannot be read: mysql://user:password@host:port/database".into()))?;
-        let Some(database) = opts.get_db_name().filter(|name| !name.is_empty()) else {
-            return Err(bad("the database's URL names no database: mysql://user:password@host:port/database".into()));
-        };
-        let host = opts.get_ip_or_hostname();
-        let place = format!("mysql://{host}:{}/{database}", opts.get_tcp_port());
-        let opts = OptsBuilder::from_opts(opts)
+        let (opts, place) = url::read(url)?;
+        let opts = opts
             .tcp_connect_timeout(Some(options.connect_timeout))
             .read_timeout(Some(options.statement_timeout))
             .write_timeout(Some(options.statement_timeout))
@@ -405,17 +399,5 @@ mod tests {
         assert!(SIZES.is_sorted());
         assert_eq!(COLUMNS.split(',').count(), COLUMN_COUNT);
         assert_eq!(upsert_sql("location", 3).matches('?').count(), 3 * COLUMN_COUNT);
-    }
-
-    #[test]
-    fn a_bad_url_does_not_repeat_the_password() {
-        for bad in ["mysql://u:secret@", "mysql://u:secret@h:x/d", "mysql://u:secret@h:3306", "mysql://u:secret@h/?a=b"]
-        {
-            let error = Mysql::new(bad, &StoreOptions::default()).map(|_| ()).expect_err(bad);
-            assert_eq!(error.kind(), Kind::Config);
-            assert!(!error.to_string().contains("secret"), "{error}");
-        }
-        let good = Mysql::new("mysql://u:secret@db.example:3307/sip", &StoreOptions::default()).expect("good");
-        assert_eq!(good.place(), "mysql://db.example:3307/sip");
     }
 }
