@@ -96,8 +96,7 @@ impl Core {
         count
     }
 
-    /// Puts a message into the backlog, with a place on its first plugin's strand; not one that has to wait there, or is
-
+    /// One datagram, from its bytes to its handling: answered here, put into the backlog, or dropped.
     pub(super) fn take_in(
         &self,
         me: &Arc<Core>,

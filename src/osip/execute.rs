@@ -148,8 +148,11 @@ unsafe fn pick(call: &mut Call) -> bool {
 /// # Safety
 /// As [`next`].
 unsafe extern "C" fn leave(call: *mut c_void) {
-    // SAFETY: the caller's promise.
-    ffi::entry_value("osip_execute", (), || unsafe { Ok(end(&mut *call.cast::<Call>())) })
+    ffi::entry_value("osip_execute", (), || {
+        // SAFETY: the caller's promise.
+        unsafe { end(&mut *call.cast::<Call>()) };
+        Ok(())
+    })
 }
 
 unsafe fn end(call: &mut Call) {

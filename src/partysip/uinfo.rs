@@ -85,8 +85,11 @@ fn resolve() -> Option<Next> {
             if found.is_null() {
                 return None;
             }
+            #[allow(clippy::missing_transmute_annotations, reason = "the type is the field's")]
             // SAFETY: libppl's function of this name has this type.
-            unsafe { core::mem::transmute(found) }
+            unsafe {
+                core::mem::transmute(found)
+            }
         }};
     }
     let head = symbol(c"user_infos");
@@ -334,9 +337,9 @@ unsafe fn find_by_login(next: &Next, login: *mut c_char) -> *mut User {
     bump(&COUNTS.find_by_login);
     // SAFETY: the caller's promise: a string, or NULL.
     let Some(login) = (unsafe { bytes(login) }) else { return null_mut() };
-    // SAFETY: libppl's list.
     with_index(|index| match index.by_login(login) {
         user if !user.is_null() => user,
+        // SAFETY: libppl's list.
         user if !unsafe { index.catch_up(next) } => user,
         _ => index.by_login(login),
     })

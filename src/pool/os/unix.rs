@@ -124,6 +124,7 @@ pub fn on_thread_exit(exits: unsafe extern "C" fn(*mut libc::c_void)) -> Option<
 
 /// Sets the calling thread's value. Where the system has no memory for it the thread's exit goes unnoticed, which costs
 /// the memory of its heap and nothing else.
+#[allow(clippy::not_unsafe_ptr_arg_deref, reason = "the value is kept, not looked at")]
 pub fn set_exit_value(key: u32, value: *mut libc::c_void) {
     // SAFETY: the key is one of on_thread_exit's.
     unsafe { libc::pthread_setspecific(key, value) };

@@ -142,6 +142,7 @@ pub fn on_thread_exit(exits: unsafe extern "C" fn(*mut c_void)) -> Option<u32> {
 
 /// Sets the calling thread's value. Where the system has no memory for it the thread's exit goes unnoticed, which costs
 /// the memory of its heap and nothing else.
+#[allow(clippy::not_unsafe_ptr_arg_deref, reason = "the value is kept, not looked at")]
 pub fn set_exit_value(slot: u32, value: *mut c_void) {
     // SAFETY: the slot is one of on_thread_exit's.
     unsafe { FlsSetValue(slot, value) };
