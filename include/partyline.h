@@ -197,7 +197,8 @@ typedef struct {
   int phase;
   // The plugin's name, for the log and the statistics; copied.
   const char *name;
-  // The methods that it wants to see, separated by commas, "REGISTER,OPTIONS"; NULL: all requests. Copied.
+  // The methods that it wants to see, separated by commas, "REGISTER,OPTIONS"; all but these: "!REGISTER"; NULL: all.
+  // Responses are seen as their CSeq says. Copied.
   const char *methods;
   partyline_callback callback;
   // Passed to the callback. It has to live until partyline_engine_free().
