@@ -13,6 +13,7 @@ use super::core::{Core, Desk};
 use super::count::Dropped;
 use super::exchange::{Exchange, Origin, Out};
 use crate::net::{BATCH, Datagram, Ends, Event, FrameError, SendBatch, StreamMessage, StreamReady, UdpListener};
+use crate::registrar::Spot;
 use crate::sched::{Leader, Source, Verdict};
 use crate::sip::{Message, ParseError, hint};
 
@@ -35,13 +36,14 @@ impl Core {
         };
         if self.chain.is_empty() {
             if let Some(registrar) = self.registrar.as_ref().filter(|_| count > 3) {
-                registrar.expect(&mut |each| {
-                    for datagram in desk.recv.datagrams() {
-                        if let Some(aor) = hint::register_aor(datagram.data, &mut [0; 128]) {
-                            each(aor);
-                        }
+                let (mut spots, mut known) = ([Spot::default(); BATCH], 0);
+                for datagram in desk.recv.datagrams() {
+                    if let Some(aor) = hint::register_aor(datagram.data, &mut [0; 128]) {
+                        spots[known] = registrar.spot(aor);
+                        known += 1;
                     }
-                });
+                }
+                registrar.expect(&spots[..known]);
             }
             for datagram in desk.recv.datagrams() {
                 self.take_in(me, datagram, listener, &mut desk.send, |exchange| self.walk(exchange, None));

@@ -44,7 +44,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::sip::{AorKey, HeaderName, Message};
 use auth::{Authenticator, Verdict};
-use cache::{Cache, Policy, Shard, Spot};
+use cache::{Cache, Policy, Shard};
 use flows::Flows;
 use loader::{Gate, Loader, Waiter, What};
 use partition::Partition;
@@ -54,6 +54,7 @@ use store::{Kind, Session, Store, StoreError};
 use users::{Known, Users};
 use writer::Writer;
 
+pub(crate) use cache::Spot;
 pub use cache::{BindingView, State};
 pub use metrics::Counters;
 pub use options::{AuthMode, Mode, Options, PathMode, WhenBrief, WhenFull};
@@ -490,19 +491,16 @@ impl<W: Send + 'static> Registrar<W> {
         }
     }
 
-    /// A batch of requests for these addresses-of-record is about to come: what the cache holds of them is read from memory
-    /// for all at once. A guess; a wrong one costs only time. At most 64 are heeded.
-    pub fn expect(&self, aors: &mut dyn FnMut(&mut dyn FnMut(&[u8]))) {
-        let shared = &*self.shared;
-        let (mut spots, mut count) = ([Spot::default(); 64], 0);
-        aors(&mut |aor| {
-            if let Some(spot) = spots.get_mut(count) {
-                let user = memchr::memrchr(b'@', aor).filter(|_| !shared.options.use_domain);
-                *spot = shared.cache.spot(user.map_or(aor, |at| &aor[..=at]));
-                count += 1;
-            }
-        });
-        shared.cache.fetch(&spots[..count]);
+    /// Where the cache holds an address-of-record ([`AorKey`]'s bytes), for [`Registrar::expect`].
+    pub(crate) fn spot(&self, aor: &[u8]) -> Spot {
+        let user = memchr::memrchr(b'@', aor).filter(|_| !self.shared.options.use_domain);
+        self.shared.cache.spot(user.map_or(aor, |at| &aor[..=at]))
+    }
+
+    /// Requests for these are about to come: what the cache holds of them is read from memory for all at once. A guess; a
+    /// wrong one costs only time.
+    pub(crate) fn expect(&self, spots: &[Spot]) {
+        self.shared.cache.fetch(spots);
     }
 
     /// Has the cache filled; the waiter comes back through the sink. `Err`: too many wait already, answer 503.
