@@ -649,6 +649,11 @@ int partyline_registrar_handle(partyline_registrar *registrar,
 int partyline_registrar_authorize(partyline_registrar *registrar,
                                   partyline_message *message);
 
+// Forgets what is cached about the user of an address-of-record ("sip:alice@example.test"), whose row in the table subscriber
+// has changed: a new password counts at once, and an old one no longer. From any thread.
+int partyline_registrar_forget_user(partyline_registrar *registrar,
+                                    const char *aor);
+
 // Calls `callback` for each binding of an address-of-record ("sip:alice@example.test"), best q first. Returns how many it
 // was called for. Reads the database, and waits for it, if the cache does not know the address-of-record.
 int partyline_registrar_lookup(partyline_registrar *registrar,

@@ -3,7 +3,7 @@
 
 For each case a server is started anew with one core of its own (the generator has another, MariaDB both), 100,000 users register
 once, and then refresh: three times as fast as answers come, for CPU per REGISTER and the rate (medians), and once at a fixed
-rate that both servers can do, for the response times. With digest a REGISTER is the pair with its 401.
+rate that both servers can do, for the response times. memory_bare answers without a look: what the system alone costs here. With digest a REGISTER is the pair with its 401.
 
     figure reg_<case>_<what> <value> <unit>      case: <mode>[_digest]_<server>[_on_kamailios_table]
         cpu, db_cpu     microseconds of CPU per REGISTER in all processes of the server, and in mariadbd
@@ -26,7 +26,7 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from registrar_servers import ROOT, Kamailio, MariaDb, Partyline, Trouble, kamailio  # noqa: E402
+from registrar_servers import ROOT, Bare, Kamailio, MariaDb, Partyline, Trouble, kamailio  # noqa: E402
 
 SERVER_CPU, LOAD_CPU = "0", "1"
 FLUSH = 5  # seconds between two writes of write_back
@@ -97,7 +97,11 @@ class Bench:
         return name, one
 
     def run(self, server, mode, digest=False, their_table=False):
-        name, one = self.start(server, mode, digest, their_table)
+        if server == "bare":
+            name, one = "memory_bare", Bare(os.path.join(self.folder, "memory_bare"), self.args.port, SERVER_CPU)
+            one.start()
+        else:
+            name, one = self.start(server, mode, digest, their_table)
         try:
             self.measure(name, one, mode, digest)
         finally:
@@ -116,7 +120,8 @@ class Bench:
         cseq = int(first["cseq"])
         if first["lost"] > 0:
             raise Trouble(f"{name}: {first['lost']:.0f} lost while the users registered")
-        self.figure(f"{name}_pss", (one.pss() - before) / self.args.users, "bytes_per_binding")
+        if not isinstance(one, Bare):
+            self.figure(f"{name}_pss", (one.pss() - before) / self.args.users, "bytes_per_binding")
         costs, db_costs, rates = [], [], []
         seconds = self.args.seconds
         if mode == "write_back":
@@ -144,12 +149,12 @@ class Bench:
 
 
 def compare(bench):
-    print("\ncase                          server      cpu us   db us     rate/s   p99 ms  bytes")
+    print(f"\n{'case':42}{'cpu us':>8}{'db us':>8}{'per s':>11}{'p99 ms':>9}{'bytes':>7}")
     f = bench.figures
-    for name in sorted({n.rsplit("_pss", 1)[0] for n in f if n.endswith("_pss")}):
+    for name in sorted({n.rsplit("_cpu", 1)[0] for n in f if n.endswith("_cpu") and not n.endswith("_db_cpu")}):
         p99 = next((v for n, v in f.items() if n.startswith(f"{name}_p99_at_")), float("nan"))
         print(f"{name:42}{f.get(name + '_cpu', float('nan')):8.2f}{f.get(name + '_db_cpu', 0):8.2f}"
-              f"{f.get(name + '_rate', float('nan')):11.0f}{p99:9.2f}{f.get(name + '_pss', float('nan')):7.0f}")  # fmt: skip
+              f"{f.get(name + '_rate', float('nan')):11.0f}{p99:9.2f}{f.get(name + '_pss', 0):7.0f}")  # fmt: skip
     print()
     for name, bound, unit in TARGETS:
         if name in f:
@@ -184,7 +189,7 @@ def main():
     has_schema = False
     with open(os.path.join(ROOT, "docs/options.md"), encoding="utf-8") as options:
         has_schema = "| `schema` |" in options.read()
-    cases = []
+    cases = [("bare", "memory", False, False)]
     for mode in ("memory", "write_back", "write_through"):
         for digest in (False, True):
             for server in ("kamailio", "partyline"):

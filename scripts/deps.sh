@@ -43,7 +43,7 @@ for set in "$@"; do
     test) need sqlite3 sqlite3; need valgrind valgrind; need binutils objdump; need sipsak sipsak
       need baresip-core baresip; need linphone-cli linphonec; need strace strace; need openssl openssl ;;
     bench) need python3 python3; need util-linux taskset; need kamailio kamailio
-      need kamailio-mysql-modules /usr/lib/x86_64-linux-gnu/kamailio/modules/db_mysql.so ;;
+      need kamailio-mysql-modules "$(compgen -G '/usr/lib/*/kamailio/modules/db_mysql.so' || echo /none)" ;;
     cluster) need galera-4 /usr/lib/galera/libgalera_smm.so; need rsync rsync ;;
     *) echo "deps.sh: unknown set '$set' (build, demo, mysql, test, bench, cluster)" >&2; exit 2 ;;
   esac

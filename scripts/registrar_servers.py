@@ -137,6 +137,17 @@ class Partyline(Process):
         return None
 
 
+class Bare(Process):
+    """Answers without a look: what the system and the way over its sockets cost."""
+
+    name = "bare"
+
+    def start(self):
+        self.launch([os.path.join(ROOT, "target/harness/bench/reg_load"), "serve", str(self.port)], subprocess.PIPE)
+        if b"ready" not in self.process.stdout.readline():
+            self.fail("reg_load serve did not start")
+
+
 KAMAILIO_CFG = """#!KAMAILIO
 debug=0
 log_stderror=yes

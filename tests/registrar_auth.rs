@@ -205,16 +205,64 @@ fn rfc3261_10_3_4_only_ones_own_address_of_record() {
 #[test]
 fn rfc7616_3_4_6_credentials_for_another_uri() {
     let guard = open(AuthMode::Digest, |_| ());
-    let (_, nonce) = guard.challenge(NOW, "alice").remove(0);
-    let other = format!(
-        "Digest username=\"alice\", realm=\"{REALM}\", nonce=\"{nonce}\", uri=\"sip:elsewhere.example\", qop=auth, \
-         nc=00000001, cnonce=\"c\", response=\"\""
-    );
-    let ha1 = Hash::ha1(Algorithm::Md5, b"alice", REALM.as_bytes(), b"wonder");
-    let response = Credentials::parse(other.as_bytes()).expect("credentials").expected(&ha1, b"REGISTER");
-    let signed = other
-        .replace("response=\"\"", &format!("response=\"{}\"", std::str::from_utf8(response.as_bytes()).expect("hex")));
-    assert_eq!(guard.ask(NOW, register("alice", 2, "x", &signed)), Came::Rejected(403));
+    let with_uri = |uri: &str, request_uri: &str, nc: u32| {
+        let (_, nonce) = guard.challenge(NOW, "alice").remove(0);
+        let text = format!(
+            "Digest username=\"alice\", realm=\"{REALM}\", nonce=\"{nonce}\", uri=\"{uri}\", qop=auth, \
+             nc={nc:08x}, cnonce=\"c\", response=\"\""
+        );
+        let ha1 = Hash::ha1(Algorithm::Md5, b"alice", REALM.as_bytes(), b"wonder");
+        let response = Credentials::parse(text.as_bytes()).expect("credentials").expected(&ha1, b"REGISTER");
+        let response = std::str::from_utf8(response.as_bytes()).expect("hex");
+        let signed = text.replace("response=\"\"", &format!("response=\"{response}\""));
+        let bytes = String::from_utf8(register("alice", 2, "x", &signed)).expect("text");
+        guard.ask(NOW, bytes.replacen("sip:example.org SIP", &format!("{request_uri} SIP"), 1).into_bytes())
+    };
+    for bad in ["sip:elsewhere.example", "", "/", "tel:+1"] {
+        assert_eq!(with_uri(bad, "sip:example.org", 1), Came::Rejected(400), "{bad}");
+    }
+    // User agents write it with or without port, user and parameters; a proxy may have written another Request-URI.
+    for (uri, request_uri) in [
+        ("sip:example.org:5060;transport=udp", "sip:example.org"),
+        ("sips:EXAMPLE.org", "sip:example.org"),
+        ("sip:alice@example.org", "sip:192.0.2.1:5060"),
+        ("sip:192.0.2.1", "sip:192.0.2.1:5060"),
+        ("odd:uri", "odd:uri"),
+    ] {
+        assert_eq!(with_uri(uri, request_uri, 1), Came::In, "{uri} {request_uri}");
+    }
+}
+
+/// 32 digits are MD5, 64 are SHA-256; hashes go before the password.
+#[test]
+fn rfc8760_2_6_a_row_is_asked_for_what_its_hashes_are_of() {
+    let guard = open(AuthMode::Digest, |_| ());
+    let hash = |algorithm, name: &str| {
+        let hash = Hash::ha1(algorithm, name.as_bytes(), REALM.as_bytes(), b"secret");
+        String::from_utf8(hash.as_bytes().to_vec()).expect("hex")
+    };
+    let db = guard.file.connect();
+    let insert = "INSERT INTO subscriber (username, domain, password, ha1, ha1b) VALUES (?, 'example.org', ?, ?, ?)";
+    let (sha, md5) = (Algorithm::Sha256, Algorithm::Md5);
+    db.execute(insert, ("sha", "", hash(sha, "sha"), hash(sha, "sha@example.org"))).expect("row");
+    db.execute(insert, ("both", "", hash(sha, "both"), hash(md5, "both"))).expect("row");
+    db.execute(insert, ("old", "secret", hash(md5, "old"), "")).expect("row");
+    db.execute(insert, ("broken", "", "no hash", "")).expect("row");
+    let names = |user| guard.challenge(NOW, user).into_iter().map(|(algorithm, _)| algorithm).collect::<Vec<_>>();
+    assert_eq!(names("sha"), [sha]);
+    assert_eq!(names("both"), [sha, md5]);
+    assert_eq!(names("old"), [md5], "the password is there too, the hash decides");
+    let came = |user: &str, name: &str, algorithm| {
+        let nonce = guard.challenge(NOW, user).remove(0).1;
+        guard.ask(NOW, register(user, 2, "x", &answer(name, "secret", algorithm, &nonce, 1)))
+    };
+    assert_eq!(came("sha", "sha", sha), Came::In);
+    assert_eq!(came("sha", "sha@example.org", sha), Came::In);
+    assert_eq!(came("both", "both", sha), Came::In);
+    assert_eq!(came("old", "old", md5), Came::In);
+    assert!(matches!(came("sha", "sha", md5), Came::Challenged(_)), "no material for MD5");
+    assert!(matches!(came("old", "old", sha), Came::Challenged(_)), "not offered");
+    assert_eq!(guard.challenge(NOW, "broken"), [], "nothing can let in");
 }
 
 #[test]

@@ -31,7 +31,7 @@ fn rows_come_back_as_they_were_written() {
         .map(|(i, uri)| Contact { q: 111 * i as u16, instance: b"<urn:uuid:\xc3\xa4>", ..lasting(uri, 100 + i as u32) })
         .collect();
     let full = RegisterRequest {
-        user_agent: b"\xff\xfe raw ' \" \\ ",
+        user_agent: b"\xc3\xbf\xc3\xbe raw ' \" \\ ",
         received: b"sip:192.0.2.1:5060",
         path: b"<sip:p;lr>",
         socket: b"udp:192.0.2.9:5060",

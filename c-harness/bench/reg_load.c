@@ -10,6 +10,8 @@
  * With PASSWORD-PREFIX a call is a pair: REGISTER, 401, REGISTER with credentials (MD5, qop=auth), 200; the password of a
  * user is the prefix and its name. Other answers than these are counted as refused.
  *
+ *   reg_load serve PORT      answers what comes with 200 and no look at it, until it is killed: what the system alone costs
+ *
  * Sizes: address-of-record 24 bytes, contact 60, Call-ID 32, User-Agent 24. Prints one line:
  *   calls N seconds S rate R lost N refused N p50_us N p99_us N first_bad LINE cseq N
  */
@@ -207,7 +209,54 @@ static int answered(char *text, int len, double at, unsigned *which, const char 
     return 0;
 }
 
+/* The request comes back as its own answer, but for the start line. */
+static void serve(int own_port) {
+    static char in[BATCH][4096];
+    static const char status[] = "SIP/2.0 200 OK\r\n";
+    struct mmsghdr got[BATCH];
+    struct iovec iov[BATCH][2];
+    struct sockaddr_in self = loopback(own_port), from[BATCH];
+    int s = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0), size = 4 << 20;
+    if (s < 0 || bind(s, (struct sockaddr *)&self, sizeof self) < 0)
+        die("bind");
+    setsockopt(s, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
+    puts("ready");
+    fflush(stdout);
+    for (;;) {
+        memset(got, 0, sizeof got);
+        for (int i = 0; i < BATCH; i++) {
+            iov[i][0].iov_base = in[i];
+            iov[i][0].iov_len = sizeof in[i];
+            got[i].msg_hdr.msg_iov = iov[i];
+            got[i].msg_hdr.msg_iovlen = 1;
+            got[i].msg_hdr.msg_name = &from[i];
+            got[i].msg_hdr.msg_namelen = sizeof from[i];
+        }
+        int n = recvmmsg(s, got, BATCH, MSG_DONTWAIT, NULL);
+        struct pollfd p = {s, POLLIN, 0};
+        if (n <= 0) {
+            poll(&p, 1, -1);
+            continue;
+        }
+        for (int i = 0; i < n; i++) {
+            char *line = memchr(in[i], '\n', got[i].msg_len);
+            size_t skip = line ? (size_t)(line + 1 - in[i]) : 0;
+            iov[i][1].iov_base = in[i] + skip;
+            iov[i][1].iov_len = got[i].msg_len - skip;
+            iov[i][0].iov_base = (char *)status;
+            iov[i][0].iov_len = sizeof status - 1;
+            got[i].msg_hdr.msg_iovlen = 2;
+        }
+        for (int done = 0; done < n;) {
+            int r = sendmmsg(s, got + done, (unsigned)(n - done), 0);
+            done += r > 0 ? r : 0;
+        }
+    }
+}
+
 int main(int argc, char **argv) {
+    if (argc == 3 && strcmp(argv[1], "serve") == 0)
+        serve(atoi(argv[2]));
     if (argc < 9)
         return fprintf(stderr, "usage: reg_load PORT OWN-PORT FROM TO CSEQ SECONDS OUTSTANDING RATE [PASSWORD-PREFIX]\n"), 2;
     struct sockaddr_in to = loopback(atoi(argv[1])), own = loopback(atoi(argv[2]));

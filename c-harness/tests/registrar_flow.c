@@ -26,6 +26,44 @@ static partyline_registrar *opened(const char *url, const char *mode)
     return registrar;
 }
 
+/* With the option connection_bound a contact goes with its connection, one that came over UDP or was refreshed over
+ * another connection does not. */
+static void bound_to_connections(void)
+{
+    partyline_registrar *registrar;
+    partyline_engine *engine;
+    uint16_t port, udp;
+    char text[4000];
+    OK(partyline_registrar_new(&registrar));
+    OK(partyline_registrar_set(registrar, "mode", "memory"));
+    OK(partyline_registrar_set(registrar, "connection_bound", "on"));
+    OK(partyline_registrar_open(registrar, "memory:"));
+    OK(partyline_engine_new(&engine));
+    OK(partyline_engine_attach(engine, registrar));
+    OK(partyline_engine_listen(engine, "tcp:127.0.0.1:0", &port));
+    OK(partyline_engine_listen(engine, "udp:127.0.0.1:0", &udp));
+    OK(partyline_engine_start(engine));
+    int first = client_connect(SOCK_STREAM, port), second = client_connect(SOCK_STREAM, port), datagrams = client_connect(SOCK_DGRAM, udp);
+    CHECK(ask(first, text, sizeof text, "REGISTER", "tina", "t1", 1, "<sip:tina@10.0.0.1>", NULL) == 200);
+    CHECK(ask(first, text, sizeof text, "REGISTER", "toni", "t2", 1, "<sip:toni@10.0.0.1>", NULL) == 200);
+    CHECK(ask(second, text, sizeof text, "REGISTER", "toni", "t2", 2, "<sip:toni@10.0.0.1>", NULL) == 200);
+    CHECK(ask(datagrams, text, sizeof text, "REGISTER", "tina", "t3", 1, "<sip:tina@10.0.0.2>", NULL) == 200);
+    CHECK(lookup(registrar, "sip:tina@example.test") == 2);
+    close(first);
+    for (int i = 0; i < 5000 && lookup(registrar, "sip:tina@example.test") != 1; i++)
+        usleep(1000);
+    CHECK(lookup(registrar, "sip:tina@example.test") == 1);
+    CHECK(lookup(registrar, "sip:toni@example.test") == 1);
+    close(second);
+    for (int i = 0; i < 5000 && lookup(registrar, "sip:toni@example.test") != 0; i++)
+        usleep(1000);
+    CHECK(lookup(registrar, "sip:toni@example.test") == 0);
+    CHECK(partyline_engine_stop(engine, 2000) == 0);
+    OK(partyline_engine_free(engine));
+    OK(partyline_registrar_free(registrar));
+    close(datagrams);
+}
+
 int main(int argc, char **argv)
 {
     CHECK(argc == 3 || (argc == 4 && strcmp(argv[3], "tcp") == 0));
@@ -128,6 +166,8 @@ int main(int argc, char **argv)
         CHECK(lookup(registrar, "sip:alice@example.test") == 0);
         OK(partyline_registrar_free(registrar));
     }
+    if (tcp)
+        bound_to_connections();
     printf("registrar_flow %s %s %s: ok\n", url, mode, tcp ? "tcp" : "udp");
     return 0;
 }

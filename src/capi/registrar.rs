@@ -158,6 +158,22 @@ pub unsafe extern "C" fn partyline_registrar_authorize(
     })
 }
 
+/// Forgets what is cached about the user of an address-of-record ("sip:alice@example.test"), whose row in the table subscriber
+/// has changed: a new password counts at once, and an old one no longer. From any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn partyline_registrar_forget_user(
+    registrar: *mut partyline_registrar,
+    aor: *const c_char,
+) -> c_int {
+    entry("partyline_registrar_forget_user", || {
+        let registrar = REGISTRARS.get(registrar as usize)?.opened()?;
+        // SAFETY: a string that lives during the call.
+        let aor = unsafe { ffi::text(aor, "aor") }?;
+        engine::forget_user(&registrar, aor)?;
+        Ok(PARTYLINE_OK)
+    })
+}
+
 /// One binding, as partyline_registrar_lookup() shows it. The strings end in NUL and live during the callback.
 #[repr(C)]
 pub struct partyline_binding {

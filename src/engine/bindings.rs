@@ -7,6 +7,7 @@
 //!            ── Miss ──────▶ Held::Message ── load ─▶ cache is filled ▶ Returns::loaded: the message runs again
 //! ```
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,11 +17,11 @@ use super::core::Core;
 use super::exchange::{Admitted, Exchange, Kept, into_vec};
 use super::plugin::Verdict;
 use crate::ffi::{Code, Error};
-use crate::net::{ReplyTo, Transport};
+use crate::net::{CloseReason, Conn, ReplyTo, StreamEvents, Taken, Transport};
 use crate::registrar::store::{Kind, NO_Q, StoreError};
 use crate::registrar::{
-    Auth, BindingView, Extra, Mode, Options, Outcome, Registrar, Registration, Rejection, Sink, SipReply, Ticket,
-    system_clock,
+    Auth, AuthMode, BindingView, Contact, Mode, Options, Outcome, Registrar, Registration, Rejection, Sink, SipReply,
+    Ticket, system_clock,
 };
 use crate::sip::uri::Uri;
 use crate::sip::{AorKey, Cursor, Message, Method, Response};
@@ -134,6 +135,44 @@ pub fn open_registrar(options: RegistrarOptions, url: &str) -> Result<Arc<Bindin
     Registrar::open(options, Returns).map(Arc::new).map_err(store_error)
 }
 
+/// Takes what was registered over a connection away when that closes; the program's own watcher hears of everything.
+pub(super) struct BoundTo {
+    pub registrar: Arc<Bindings>,
+    pub next: Option<Arc<dyn StreamEvents>>,
+}
+
+impl StreamEvents for BoundTo {
+    fn connected(&self, conn: &Conn) {
+        if let Some(next) = &self.next {
+            next.connected(conn);
+        }
+    }
+
+    fn disconnected(&self, conn: &Conn, reason: CloseReason) {
+        let mut buffer = [0; ADDRESS];
+        self.registrar.unbind(source_uri(conn.peer(), conn.ends().transport, &mut buffer));
+        if let Some(next) = &self.next {
+            next.disconnected(conn, reason);
+        }
+    }
+
+    fn error(&self, conn: &Conn, error: &io::Error) {
+        if let Some(next) = &self.next {
+            next.error(conn, error);
+        }
+    }
+
+    fn received(&self, conn: &Conn, message: &[u8]) -> Taken {
+        self.next.as_ref().map_or(Taken::Pass, |next| next.received(conn, message))
+    }
+
+    fn sent(&self, conn: &Conn, bytes: usize) {
+        if let Some(next) = &self.next {
+            next.sent(conn, bytes);
+        }
+    }
+}
+
 fn store_error(error: StoreError) -> Error {
     let code = match error.kind() {
         Kind::Config => Code::Config,
@@ -158,14 +197,20 @@ pub struct Found {
     pub expires_in: u32,
 }
 
-/// The bindings of an address-of-record ("sip:alice@example.test"), best q first. May wait for the database.
+/// The bindings of an address-of-record ("sip:alice@example.test"), best q first; of a public GRUU those of its instance (RFC
+/// 5627 section 3.4). May wait for the database.
 pub fn lookup(registrar: &Bindings, aor: &str) -> Result<Vec<Found>, Error> {
     let wrong = || Error::invalid(format!("\"{}\" is not a SIP URI with a user", aor.escape_default()));
-    let key = Uri::parse(aor.as_bytes()).and_then(|uri| AorKey::new(&uri)).map_err(|_| wrong())?;
+    let uri = Uri::parse(aor.as_bytes()).map_err(|_| wrong())?;
+    let key = AorKey::new(&uri).map_err(|_| wrong())?;
+    let instance = uri.param(b"gr").filter(|gr| !gr.is_empty()).map(|gr| [b"<", gr, b">"].concat());
     let now = system_clock();
     let mut found = Vec::new();
     registrar
         .lookup(registrar.key(&key).as_bytes(), now, |b: &BindingView<'_>| {
+            if instance.as_ref().is_some_and(|instance| !instance.eq_ignore_ascii_case(b.instance)) {
+                return;
+            }
             found.push(Found {
                 contact: b.contact.to_vec(),
                 call_id: b.call_id.to_vec(),
@@ -180,6 +225,14 @@ pub fn lookup(registrar: &Bindings, aor: &str) -> Result<Vec<Found>, Error> {
         })
         .map_err(store_error)?;
     Ok(found)
+}
+
+/// Forgets what is cached about a user ("sip:alice@example.test").
+pub fn forget_user(registrar: &Bindings, aor: &str) -> Result<(), Error> {
+    let wrong = || Error::invalid(format!("\"{}\" is not a SIP URI with a user", aor.escape_default()));
+    let key = Uri::parse(aor.as_bytes()).and_then(|uri| AorKey::new(&uri)).map_err(|_| wrong())?;
+    registrar.forget_user(registrar.key(&key).as_bytes());
+    Ok(())
 }
 
 /// Waits until everything is written, at most `limit`; how many addresses-of-record are still to be written.
@@ -219,13 +272,14 @@ impl Exchange<'_> {
             Err(rejection) => return self.reject(rejection),
         };
         let (mut received, mut socket) = ([0; ADDRESS], [0; ADDRESS]);
-        let request = registration.request(self.received_uri(&mut received), self.socket(&mut socket));
+        let received = self.received_uri(registration.contacts().first(), &mut received);
+        let request = registration.request(received, self.socket(&mut socket));
         let request = if self.admitted == Some(Admitted::Again) { request.as_query() } else { request };
         let now = system_clock();
         let (message, engine, source) = (self.message, self.engine, self.source());
         // Decided and rendered in one step, under one lock. An answer that does not fit is decided again with all the
         // room that a datagram has: to the rules that is a retransmission, which changes nothing.
-        for room in [message.raw().len() + 4096, 65_507] {
+        for room in [message.raw().len() + 2048, 65_507] {
             let mut outcome = None;
             let mut held = Vec::new();
             let mut decide = |arena: &mut Vec<u8>| {
@@ -250,6 +304,12 @@ impl Exchange<'_> {
                     let _ = registrar.submit(ticket, Held(What::Nothing, Waiting::new(engine)));
                 }
                 continue;
+            }
+            let took = matches!(outcome, Outcome::Answered(_) | Outcome::Durable(_));
+            // Of another registrar than the engine's nobody is told when a connection closes.
+            let ours = || self.engine.registrar.as_ref().is_some_and(|attached| Arc::ptr_eq(attached, registrar));
+            if took && registrar.options().connection_bound && self.origin.is_stream() && ours() {
+                self.bind(registrar, request.aor);
             }
             return match outcome {
                 Outcome::Answered(_) | Outcome::Rejected(_) => {
@@ -280,9 +340,15 @@ impl Exchange<'_> {
         if self.answered || self.handed_on {
             return Err(Error::new(Code::State, "the message has its final answer already"));
         }
-        let key = match self.message.to().and_then(|to| to.parsed_uri()).and_then(|uri| AorKey::new(&uri)) {
-            Ok(key) => registrar.key(&key),
-            Err(error) => return self.reject(Rejection::BadRequest(error)),
+        if registrar.options().auth == AuthMode::None {
+            self.admitted = Some(Admitted::Once);
+            return Ok(Verdict::Next);
+        }
+        let to = self.message.to().and_then(|to| to.parsed_uri()).and_then(|uri| AorKey::new(&uri));
+        let key = to.map_err(Rejection::BadRequest);
+        let key = match key.and_then(|key| registrar.authorizes(self.message, &registrar.key(&key))) {
+            Ok(key) => key,
+            Err(rejection) => return self.reject(rejection),
         };
         let (message, engine, source) = (self.message, self.engine, self.source());
         let now = system_clock();
@@ -334,13 +400,23 @@ impl Exchange<'_> {
     }
 
     fn reject(&mut self, rejection: Rejection) -> Result<Verdict, Error> {
-        let (status, reason, extra) = rejection.answer();
-        let line = match extra {
-            Extra::None => String::new(),
-            Extra::MinExpires(seconds) => format!("Min-Expires: {seconds}\r\n"),
-            Extra::RetryAfter(seconds) => format!("Retry-After: {seconds}\r\n"),
-        };
-        self.reply(status, Some(reason), line.as_bytes(), b"")?;
+        let (message, engine, source) = (self.message, self.engine, self.source());
+        let (origin, peer) = (self.origin, self.answer_peer());
+        let mut written = false;
+        self.out.with(|out| {
+            origin.push(out, peer, |arena| {
+                written = into_vec(arena, message.raw().len() + 1024, |room| {
+                    let mut reply = SipReply::new(room, message, Some(source), &engine.tags);
+                    rejection.write(&mut reply);
+                    reply.finish().map(|bytes| bytes.len())
+                });
+            });
+        });
+        if !written {
+            return Err(Error::new(Code::Io, "the answer does not fit"));
+        }
+        self.answered = true;
+        self.engine.count.answered.inc();
         Ok(Verdict::Done)
     }
 
@@ -383,25 +459,39 @@ impl Exchange<'_> {
         address(buffer, transport, local, b"")
     }
 
+    /// What was registered goes with its connection.
+    fn bind(&self, registrar: &Bindings, aor: &[u8]) {
+        let mut buffer = [0; ADDRESS];
+        let source = source_uri(self.source(), self.origin.transport(), &mut buffer);
+        registrar.bind(source, aor);
+        // It may have closed before it was bound; then nobody else looks.
+        if !self.origin.is_open() {
+            registrar.unbind(source);
+        }
+    }
+
     /// Where a REGISTER came from, as a URI, if its first Contact says something else; else empty.
-    fn received_uri<'b>(&self, buffer: &'b mut [u8; ADDRESS]) -> &'b [u8] {
+    fn received_uri<'b>(&self, first: Option<&Contact<'_>>, buffer: &'b mut [u8; ADDRESS]) -> &'b [u8] {
         let source = self.source();
-        let first = self.message.contacts().next();
-        if let Some(Ok(crate::sip::Contact::Address(contact))) = first {
+        if let Some(contact) = first {
             let host = contact.uri.host;
             let host = host.strip_prefix(b"[").and_then(|h| h.strip_suffix(b"]")).unwrap_or(host);
             let host: Option<IpAddr> = std::str::from_utf8(host).ok().and_then(|h| h.parse().ok());
             if host != Some(source.ip()) || contact.uri.port_or_default() != source.port() {
-                let transport: &[u8] = match self.origin.transport() {
-                    Transport::Udp => b"",
-                    Transport::Tcp => b";transport=tcp",
-                    Transport::Tls => b";transport=tls",
-                };
-                return address(buffer, b"sip:", source, transport);
+                return source_uri(source, self.origin.transport(), buffer);
             }
         }
         b""
     }
+}
+
+fn source_uri(source: SocketAddr, transport: Transport, buffer: &mut [u8; ADDRESS]) -> &[u8] {
+    let transport: &[u8] = match transport {
+        Transport::Udp => b"",
+        Transport::Tcp => b";transport=tcp",
+        Transport::Tls => b";transport=tls",
+    };
+    address(buffer, b"sip:", source, transport)
 }
 
 /// Room for a URI of an IPv6 address with its transport.

@@ -9,7 +9,8 @@ use super::sockets::TRANSPORT;
 use crate::ffi::{Code, Error};
 use crate::net::{FramerLimits, LimitOptions, Rate, StreamOptions, TlsFiles};
 use crate::registrar::store::{Identifier, Schema, TimeForm};
-use crate::registrar::{AuthMode, Mode, WhenBrief, WhenFull};
+use crate::registrar::{AuthMode, Mode, PathMode, WhenBrief, WhenFull};
+use crate::sip::contact::is_route;
 use crate::sip::digest::Algorithm;
 
 /// An engine's options. Each field's meaning stands in [`ENGINE`].
@@ -306,7 +307,7 @@ pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
     },
     Setting {
         name: "algorithms",
-        help: "Digest algorithms that are offered, the strongest first: some of SHA-512-256, SHA-256 and MD5, separated by commas. Some peers (sipp 3.6, baresip 1.0) fail where anything but MD5 is offered. A user of whom only `ha1` is stored is asked for MD5.",
+        help: "Digest algorithms that are offered, the strongest first: some of SHA-512-256, SHA-256 and MD5, separated by commas. Some peers (sipp 3.6, baresip 1.0) fail where anything but MD5 is offered. A user whose row has hashes is asked for what they are of: 32 digits in `ha1` are MD5, 64 SHA-256.",
         set: |c, v| {
             let found: Option<Vec<_>> =
                 v.split(',').map(|name| Algorithm::from_bytes(name.trim().as_bytes())).collect();
@@ -369,6 +370,75 @@ pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
             }
             .into()
         },
+    },
+    Setting {
+        name: "expires.jitter",
+        help: "By how many percent a granted interval may be shortened, never below `expires.min`: clients that registered together do not come back together.",
+        set: |c, v| number(v, 0, 90).map(|n| c.0.expires_jitter = n),
+        show: |c| c.0.expires_jitter.to_string(),
+    },
+    Setting {
+        name: "path",
+        help: "Path headers (RFC 3327): on (stored, told in the answer to who supports it), strict (420 for who does not), off (not understood: neither stored nor told, 420 where it is required).",
+        set: |c, v| {
+            c.0.path = match v {
+                "on" => PathMode::On,
+                "strict" => PathMode::Strict,
+                "off" => PathMode::Off,
+                _ => return Err("give on, strict or off".into()),
+            };
+            Ok(())
+        },
+        show: |c| {
+            match c.0.path {
+                PathMode::On => "on",
+                PathMode::Strict => "strict",
+                PathMode::Off => "off",
+            }
+            .into()
+        },
+    },
+    Setting {
+        name: "outbound",
+        help: "RFC 5626: a flow is answered with Require: outbound, or with 439 where the first hop cannot keep it. What came straight over UDP is answered without.",
+        set: |c, v| switch(v).map(|on| c.0.outbound = on),
+        show: |c| show_switch(c.0.outbound),
+    },
+    Setting {
+        name: "flow_timer",
+        help: "Seconds in the Flow-Timer header of RFC 5626; 0: none.",
+        set: |c, v| number(v, 0, 3600).map(|n| c.0.flow_timer = n),
+        show: |c| c.0.flow_timer.to_string(),
+    },
+    Setting {
+        name: "gruu",
+        help: "RFC 5627: contacts with an instance are told with their public GRUU to who supports it; `partyline_registrar_lookup` resolves it.",
+        set: |c, v| switch(v).map(|on| c.0.gruu = on),
+        show: |c| show_switch(c.0.gruu),
+    },
+    Setting {
+        name: "service_route",
+        help: "Service-Route in every 200 (RFC 3608): SIP URIs in angle brackets, separated by commas; empty: none.",
+        set: |c, v| {
+            if !v.is_empty() && !is_route(v.as_bytes()) || v.bytes().any(|b| b.is_ascii_control()) {
+                return Err("give SIP URIs in angle brackets, separated by commas".into());
+            }
+            v.clone_into(&mut c.0.service_route);
+            Ok(())
+        },
+        show: |c| c.0.service_route.clone(),
+    },
+    Setting {
+        name: "third_party",
+        help: "Whether From may name another user than To: who may pass as From may then register any address-of-record; off: 403.",
+        set: |c, v| switch(v).map(|on| c.0.third_party = on),
+        show: |c| show_switch(c.0.third_party),
+    },
+    Setting {
+        name: "connection_bound",
+        help: "Contacts that were registered over a TCP connection go when it closes.",
+        set: |c, v| switch(v).map(|on| c.0.connection_bound = on),
+        show: |c| show_switch(c.0.connection_bound),
     },
     Setting {
         name: "contacts.max",

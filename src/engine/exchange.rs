@@ -52,6 +52,18 @@ impl Origin<'_> {
         matches!(self, Origin::Stream(..) | Origin::Kept(Back { to: ReplyTo::Stream { .. }, .. }))
     }
 
+    /// Whether a stream's connection is still there.
+    pub(super) fn is_open(&self) -> bool {
+        match self {
+            Origin::Udp(..) => true,
+            Origin::Stream(conn, _) => conn.is_open(),
+            Origin::Kept(back) => match &back.to {
+                ReplyTo::Udp { .. } => true,
+                ReplyTo::Stream { streams, id, .. } => streams.get(*id).is_some_and(|conn| conn.is_open()),
+            },
+        }
+    }
+
     /// The transport as the table of bindings has it, and the address of ours that was asked.
     pub(super) fn socket(&self) -> (&'static [u8], SocketAddr) {
         match self {

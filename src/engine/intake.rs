@@ -16,8 +16,9 @@ use super::exchange::{Exchange, Origin, Out};
 use crate::net::{
     BATCH, Datagram, Ends, Event, Exceeded, FrameError, SendBatch, StreamMessage, StreamReady, UdpListener,
 };
+use crate::registrar::Spot;
 use crate::sched::{Leader, Source, Verdict};
-use crate::sip::{Message, ParseError};
+use crate::sip::{Message, ParseError, hint};
 
 impl Core {
     /// Reads one batch and handles it; true if leadership was given away.
@@ -37,6 +38,16 @@ impl Core {
             }
         };
         if self.chain.is_empty() {
+            if let Some(registrar) = self.registrar.as_ref().filter(|_| count > 3) {
+                let (mut spots, mut known) = ([Spot::default(); BATCH], 0);
+                for datagram in desk.recv.datagrams() {
+                    if let Some(aor) = hint::register_aor(datagram.data, &mut [0; 128]) {
+                        spots[known] = registrar.spot(aor);
+                        known += 1;
+                    }
+                }
+                registrar.expect(&spots[..known]);
+            }
             for datagram in desk.recv.datagrams() {
                 self.take_in(me, datagram, listener, &mut desk.send, |exchange| self.walk(exchange, None));
             }

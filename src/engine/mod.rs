@@ -44,13 +44,13 @@ use parking_lot::{Condvar, Mutex};
 
 use self::core::{Core, Sockets};
 use crate::ffi::{Code, Error, fork::Birth};
-use crate::net::{Reactor, StreamOptions, Streams, TcpAcceptor, TlsServer, UdpListener};
+use crate::net::{Reactor, StreamEvents, StreamOptions, Streams, TcpAcceptor, TlsServer, UdpListener};
 use crate::observe::{Text, log};
 use crate::sched::{
     Cancel, Clockwork, GroupId, Groups, Options as PoolOptions, Patrol, Pool, Source, Task, TimerCall, TimerId, Why,
 };
 
-pub use bindings::{Bindings, Found, Held, RegistrarOptions, flush, lookup, open_registrar};
+pub use bindings::{Bindings, Found, Held, RegistrarOptions, flush, forget_user, lookup, open_registrar};
 pub use config::{Config, options_document, set_registrar_option};
 
 pub use exchange::{Exchange, Ticket, UriOf, UriParts};
@@ -390,12 +390,16 @@ impl Running {
         start_log(&config)?;
         let reactor = Reactor::new().map_err(|e| io_error("no event queue", e))?;
         let no_wait = |e| io_error("a listener cannot be waited for", e);
-        let streams = Streams::new(
-            &reactor,
-            StreamOptions { framer: watchers.framer, ..config.stream_options() },
-            watchers.events,
-        )
-        .map_err(no_wait)?;
+        let events = match registrar.as_ref().filter(|registrar| registrar.options().connection_bound) {
+            Some(registrar) => {
+                let bound = bindings::BoundTo { registrar: Arc::clone(registrar), next: watchers.events };
+                Some(Arc::new(bound) as Arc<dyn StreamEvents>)
+            }
+            None => watchers.events,
+        };
+        let streams =
+            Streams::new(&reactor, StreamOptions { framer: watchers.framer, ..config.stream_options() }, events)
+                .map_err(no_wait)?;
         let udp: Result<Vec<_>, _> = udp.into_iter().map(|listener| reactor.add_udp(listener)).collect();
         let tcp: Result<Vec<_>, _> = tcp.into_iter().map(|acceptor| reactor.add_tcp(acceptor)).collect();
         let sockets = Sockets { udp: udp.map_err(no_wait)?, tcp: tcp.map_err(no_wait)?, streams };

@@ -9,6 +9,7 @@
 
 mod entry;
 mod error;
+mod fetch;
 pub mod fork;
 pub mod handle;
 mod library;
@@ -17,6 +18,7 @@ pub mod thread;
 
 pub use entry::{entry, entry_value};
 pub use error::{Code, Error, last_error, set_last_error};
+pub use fetch::fetch;
 pub use handle::{HandleTable, Kind};
 pub use library::Library;
 pub use text::{bytes, out, text};

@@ -4,7 +4,7 @@
 //! as one with a wrong password, so nobody learns who exists; credentials count once, and a request that comes a second
 //! time (UDP) is told from a replay by its branch, Call-ID and CSeq and let through as a question only.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hasher};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -18,7 +18,7 @@ use crate::sip::digest::{Algorithm, Credentials, CredentialsError, Hash, put_cha
 use crate::sip::nonce::{NonceCounter, NonceKey, NonceState};
 use crate::sip::uri::Uri;
 use crate::sip::write::Cursor;
-use crate::sip::{HeaderName, Message, ParseError};
+use crate::sip::{HeaderName, KeyHasher, Message, ParseError};
 
 /// What a request's credentials are worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,30 +50,43 @@ struct Seen {
 pub(super) struct Authenticator {
     nonces: NonceKey,
     counter: NonceCounter,
-    hasher: RandomState,
+    hasher: KeyHasher,
     seen: Box<[Mutex<Seen>]>,
 }
 
-/// One algorithm, or none, per row: what a user can be asked for.
+/// The algorithm of a stored hash, by its length: 32 digits are MD5, as Kamailio stores them; 64 are SHA-256, or
+/// SHA-512-256 where the options want that and not SHA-256.
+fn algorithm_of(stored: &[u8], options: &Options) -> Option<Algorithm> {
+    let long =
+        if options.algorithms.contains(&Algorithm::Sha512_256) && !options.algorithms.contains(&Algorithm::Sha256) {
+            Algorithm::Sha512_256
+        } else {
+            Algorithm::Sha256
+        };
+    [Algorithm::Md5, long].into_iter().find(|algorithm| Hash::from_hex(*algorithm, stored).is_some())
+}
+
+/// What a user can be asked for, in the order of [`Algorithm::ALL`]: what the row's hashes are of; the password alone
+/// is good for all that the options name. A row that has both is held to its hashes: whoever filled in an MD5 hash has
+/// user agents that want MD5, and several of them fail where more is offered.
 fn offers(row: Option<&UserRow<'_>>, options: &Options) -> [bool; 3] {
-    Algorithm::ALL.map(|algorithm| {
-        let wanted = options.algorithms.contains(&algorithm);
-        match row {
-            // Nobody knows whether the user exists: as for one with ha1.
-            None => algorithm == Algorithm::Md5,
-            Some(row) if row.password.is_empty() => algorithm == Algorithm::Md5,
-            Some(_) => wanted,
-        }
-    })
+    // Nobody knows whether the user exists: as for one with ha1.
+    let Some(row) = row else { return Algorithm::ALL.map(|algorithm| algorithm == Algorithm::Md5) };
+    let stored = [row.ha1, row.ha1b].map(|hash| algorithm_of(hash, options));
+    if stored == [None, None] {
+        return Algorithm::ALL.map(|algorithm| options.algorithms.contains(&algorithm) && !row.password.is_empty());
+    }
+    Algorithm::ALL.map(|algorithm| stored.contains(&Some(algorithm)))
 }
 
 /// The stored secret as HA1 of this algorithm. `ha1b` is that of a username with its domain.
-fn secret(row: &UserRow<'_>, credentials: &Credentials<'_>, realm: &[u8]) -> Option<Hash> {
-    if !row.password.is_empty() {
-        return Some(Hash::ha1(credentials.algorithm, credentials.username, realm, row.password));
-    }
+fn secret(row: &UserRow<'_>, credentials: &Credentials<'_>, realm: &[u8], options: &Options) -> Option<Hash> {
     let stored = if credentials.username.contains(&b'@') { row.ha1b } else { row.ha1 };
-    (credentials.algorithm == Algorithm::Md5).then(|| Hash::from_hex(Algorithm::Md5, stored)).flatten()
+    if algorithm_of(stored, options) == Some(credentials.algorithm) {
+        return Hash::from_hex(credentials.algorithm, stored);
+    }
+    let password = Some(row.password).filter(|password| !password.is_empty());
+    password.map(|password| Hash::ha1(credentials.algorithm, credentials.username, realm, password))
 }
 
 /// Whether the name in the credentials is that of the address-of-record: with or without its domain.
@@ -85,12 +98,17 @@ fn owns(username: &[u8], aor: Aor<'_>) -> bool {
     }
 }
 
-/// A host that is another than the request's is a request for somebody else (RFC 7616 section 3.4.6).
-fn same_host(credentials: &Credentials<'_>, message: &Message<'_>) -> bool {
-    match (Uri::parse(credentials.uri), message.request_uri()) {
-        (Ok(theirs), Ok(ours)) => theirs.host.eq_ignore_ascii_case(ours.host),
-        _ => false,
+/// Whether the credentials are for this request: their URI names the host of the Request-URI, or the domain of the
+/// address-of-record, for a proxy on the way may have rewritten the Request-URI (RFC 3261 section 22.4). What else differs
+/// (port, parameters) is left alone: user agents write the one with and the other without. RFC 7616 section 3.4.6 wants 400
+/// for others.
+fn is_for_us(credentials: &Credentials<'_>, message: &Message<'_>, aor: Aor<'_>) -> bool {
+    if credentials.uri == message.uri() {
+        return true;
     }
+    let Ok(theirs) = Uri::parse(credentials.uri) else { return false };
+    let same = |host: &[u8]| theirs.host.eq_ignore_ascii_case(host);
+    message.request_uri().is_ok_and(|ours| same(ours.host)) || (!aor.domain.is_empty() && same(aor.domain))
 }
 
 impl Authenticator {
@@ -99,7 +117,7 @@ impl Authenticator {
         (options.auth == AuthMode::Digest).then(|| Authenticator {
             nonces: NonceKey::random(),
             counter: NonceCounter::new(options.nonces),
-            hasher: RandomState::new(),
+            hasher: KeyHasher::new(),
             seen: (0..REMEMBERED).map(|_| Mutex::default()).collect(),
         })
     }
@@ -133,7 +151,7 @@ impl Authenticator {
         let read = |row: &UserRow<'_>| {
             let right = ours.is_some_and(|credentials| {
                 was_offered(row, &credentials, options)
-                    && secret(row, &credentials, realm)
+                    && secret(row, &credentials, realm, options)
                         .is_some_and(|ha1| credentials.verify(&ha1, message.method().as_bytes()))
             });
             (right, offers(Some(row), options))
@@ -156,15 +174,28 @@ impl Authenticator {
         let NonceState::Fresh(id) = state else {
             return self.challenge(realm, now, offered, state == NonceState::Stale, reply);
         };
-        if !owns(credentials.username, parts) || !same_host(&credentials, message) {
-            refuse(&Rejection::Forbidden, reply);
-            return Verdict::Rejected(Rejection::Forbidden);
+        let wrong = if !owns(credentials.username, parts) {
+            Some(Rejection::Forbidden)
+        } else if !is_for_us(&credentials, message, parts) {
+            Some(Rejection::BadRequest(ParseError::BadUri))
+        } else {
+            None
+        };
+        if let Some(rejection) = wrong {
+            refuse(&rejection, reply);
+            return Verdict::Rejected(rejection);
         }
         // Without qop nothing is counted (RFC 3261 section 22.4 keeps that form for old user agents).
         let Some(auth) = credentials.auth else { return Verdict::Ok };
         let branch = message.via().ok().and_then(|via| via.branch).unwrap_or_default();
-        let request =
-            self.hasher.hash_one((id, auth.nc, message.call_id(), message.cseq_number(), branch, credentials.response));
+        let mut hash = self.hasher.build_hasher();
+        for number in [id, auth.nc.into(), message.cseq_number().into()] {
+            hash.write_u64(number);
+        }
+        for text in [message.call_id(), branch, credentials.response] {
+            hash.write(text);
+        }
+        let request = hash.finish();
         let mut seen = self.seen[request as usize % REMEMBERED].lock();
         if self.counter.take(id, auth.nc) {
             *seen = Seen { request, at: now };

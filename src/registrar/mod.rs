@@ -20,6 +20,7 @@
 
 mod auth;
 mod cache;
+mod flows;
 pub mod import;
 mod loader;
 mod metrics;
@@ -43,9 +44,10 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::sip::{AorKey, Message};
+use crate::sip::{AorKey, HeaderName, Message};
 use auth::{Authenticator, Verdict};
-use cache::{Cache, Policy, Removal, Shard, Spot};
+use cache::{Cache, Policy, Removal, Shard};
+use flows::Flows;
 use loader::{Gate, Loader, Waiter, What};
 use partition::Partition;
 use rules::Step;
@@ -54,12 +56,13 @@ use store::{Kind, Session, Store, StoreError, Widths};
 use users::{Known, Users};
 use writer::Writer;
 
+pub(crate) use cache::Spot;
 pub use cache::{BindingView, State};
 pub use metrics::Counters;
-pub use options::{AuthMode, Mode, Options, WhenBrief, WhenFull};
+pub use options::{AuthMode, Mode, Options, PathMode, WhenBrief, WhenFull};
 pub use partition::Ticket;
 pub use reply::{ReplyWriter, SipReply};
-pub use request::{Contact, MAX_REQUEST_CONTACTS, RegisterRequest, Registration};
+pub use request::{Contact, Extensions, FirstHop, MAX_REQUEST_CONTACTS, RegisterRequest, Registration};
 pub use rules::{Extra, Rejection};
 
 /// Where waiters come back. Called from threads of the registrar, under none of its locks; it may call the registrar.
@@ -115,6 +118,7 @@ pub(crate) struct Shared<W> {
     clock: fn() -> u32,
     cache: Cache,
     users: Users,
+    flows: Flows,
     authenticator: Option<Authenticator>,
     store: Option<Arc<dyn Store>>,
     partitions: Box<[Partition<W>]>,
@@ -256,6 +260,7 @@ impl<W: Send + 'static> Registrar<W> {
         let shared = Arc::new(Shared {
             cache: Cache::new(options.shards, !writes, options.store.shared),
             users: Users::new(options.user_cache, options.user_ttl, options.no_user_ttl),
+            flows: Flows::default(),
             authenticator: Authenticator::new(&options),
             partitions: sessions.iter().map(|_| Partition::new()).collect(),
             loader: Loader::new(),
@@ -312,12 +317,14 @@ impl<W: Send + 'static> Registrar<W> {
     /// Decides a REGISTER and writes its answer. `now`: seconds since the epoch. Never blocks on a database.
     pub fn register<'a>(&self, request: &RegisterRequest<'a>, now: u32, reply: &mut impl ReplyWriter) -> Outcome<'a> {
         let shared = &*self.shared;
-        if let Err(rejection) = rules::check(request) {
+        if let Err(rejection) = rules::check(request, &shared.options) {
             return self.reject(rejection, reply);
         }
         if let Some(column) = shared.widths.as_ref().and_then(|widths| request.too_long_for(widths)) {
             return self.reject(Rejection::TooLong(column), reply);
         }
+        let unpathed = RegisterRequest { path: b"", ..*request };
+        let request = if shared.options.path == PathMode::Off { &unpathed } else { request };
         if shared.closing() && shared.options.mode != Mode::Memory {
             return self.reject(Rejection::StoreBusy { retry_after: shared.options.retry_after }, reply);
         }
@@ -370,6 +377,10 @@ impl<W: Send + 'static> Registrar<W> {
             }
         }
         reply.start(200, "OK");
+        let (options, supported) = (&shared.options, request.supported);
+        if supported.gruu && options.gruu {
+            reply.tell_gruu();
+        }
         if let Some(slot) = slot {
             let bindings = shard.bindings(slot);
             let (mut few, mut many) = ([0; 64], Vec::new());
@@ -380,6 +391,18 @@ impl<W: Send + 'static> Registrar<W> {
             shared.settle(shard, slot, spot.shard);
         }
         drop(guard);
+        if supported.path && !request.path.is_empty() {
+            reply.copy(HeaderName::Path);
+        }
+        if rules::is_outbound(request, options) {
+            reply.header(HeaderName::Require, b"outbound");
+            if options.flow_timer > 0 {
+                reply.number(HeaderName::FlowTimer, options.flow_timer);
+            }
+        }
+        if !options.service_route.is_empty() {
+            reply.header(HeaderName::ServiceRoute, options.service_route.as_bytes());
+        }
         shared.counters.answered.inc();
         ticket.map_or(Outcome::Answered(200), Outcome::Durable)
     }
@@ -394,6 +417,14 @@ impl<W: Send + 'static> Registrar<W> {
         reply: &mut impl ReplyWriter,
     ) -> Auth<'a> {
         let shared = &*self.shared;
+        // RFC 3261 section 10.3 step 2 comes before step 3.
+        let understood = shared.options.understood();
+        if message.has(HeaderName::Require) && request::unsupported(message, understood).next().is_some() {
+            let rejection = Rejection::BadExtension { understood };
+            reply::refuse(&rejection, reply);
+            shared.counters.rejected.inc();
+            return Auth::Rejected(rejection);
+        }
         let miss = Auth::Miss(LoadTicket { what: What::User, key: aor });
         let Some(authenticator) = &shared.authenticator else {
             if shared.options.auth == AuthMode::None {
@@ -422,6 +453,15 @@ impl<W: Send + 'static> Registrar<W> {
                 Auth::Rejected(rejection)
             }
         }
+    }
+
+    /// The key of the user whose credentials a REGISTER for `to` has to bring: To's, or where third parties may register
+    /// From's.
+    pub fn authorizes(&self, message: &Message<'_>, to: &AorKey) -> Result<AorKey, Rejection> {
+        if !self.shared.options.third_party {
+            return Ok(*to);
+        }
+        request::from_key(message, self.shared.options.use_domain).map_err(Rejection::BadRequest)
     }
 
     /// Forgets what is cached about a user, whose row has changed.
@@ -463,6 +503,18 @@ impl<W: Send + 'static> Registrar<W> {
                 spool.bell.ring();
             }
         }
+    }
+
+    /// Where the cache holds an address-of-record ([`AorKey`]'s bytes), for [`Registrar::expect`].
+    pub(crate) fn spot(&self, aor: &[u8]) -> Spot {
+        let user = memchr::memrchr(b'@', aor).filter(|_| !self.shared.options.use_domain);
+        self.shared.cache.spot(user.map_or(aor, |at| &aor[..=at]))
+    }
+
+    /// Requests for these are about to come: what the cache holds of them is read from memory for all at once. A guess; a
+    /// wrong one costs only time.
+    pub(crate) fn expect(&self, spots: &[Spot]) {
+        self.shared.cache.fetch(spots);
     }
 
     /// Has the cache filled; the waiter comes back through the sink. `Err`: too many wait already, answer 503.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::request::Extensions;
 use super::store::{Kind, StoreError, StoreOptions};
 use crate::sip::digest::Algorithm;
 
@@ -50,6 +51,18 @@ pub enum WhenBrief {
     Raise,
 }
 
+/// What is done with Path headers (RFC 3327).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PathMode {
+    /// Not understood: neither stored nor told, and 420 where the request insists.
+    Off,
+    /// Stored; told in the answer when the user agent supports it.
+    #[default]
+    On,
+    /// As `On`, but 420 when a proxy added a Path and the user agent does not support it.
+    Strict,
+}
+
 /// The options of a registrar. `Options::default()` needs no database.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -72,6 +85,26 @@ pub struct Options {
     pub max_contacts: usize,
     /// Default: refuse.
     pub when_full: WhenFull,
+    /// By how many percent a granted interval may be shortened, so that clients which registered together do not come back
+    /// together; never below `min_expires`. Default 0, at most 90.
+    pub expires_jitter: u32,
+    /// Default: on.
+    pub path: PathMode,
+    /// RFC 5626: flows are answered with `Require: outbound`, and 439 when the first hop cannot do it. A request that came
+    /// straight over UDP is answered without: its keep-alive would be STUN, which is not served. Default true.
+    pub outbound: bool,
+    /// Seconds in Flow-Timer (RFC 5626 section 5.4); 0: none. Default 0.
+    pub flow_timer: u32,
+    /// RFC 5627: contacts with an instance are told with their public GRUU to whoever supports it. For servers whose
+    /// requests are routed by a look-up that gets the whole URI. Default false.
+    pub gruu: bool,
+    /// The value of Service-Route in a 200 (RFC 3608); empty: none.
+    pub service_route: String,
+    /// Whether From may name somebody else than To (RFC 3261 section 10.2): who may pass as From may then register any
+    /// address-of-record. Default false: 403.
+    pub third_party: bool,
+    /// Contacts that were registered over a connection go when it closes. Default false.
+    pub connection_bound: bool,
     /// Seconds that a 503 asks a client to wait. Default 10.
     pub retry_after: u32,
     /// Whether the domain belongs to the key of an address-of-record (Kamailio's `use_domain`). Default true.
@@ -124,7 +157,8 @@ pub struct Options {
     pub nonce_ttl: Duration,
     /// Nonces whose use is counted at a time, 30 bytes each. Default 65,536.
     pub nonces: usize,
-    /// What a user whose password is stored is asked for; who has only `ha1` is asked for MD5. Default SHA-256 and MD5.
+    /// What a user is asked for of whom only the password is stored. Whose row has hashes is asked for what they are of.
+    /// Default SHA-256 and MD5.
     pub algorithms: Vec<Algorithm>,
 }
 
@@ -140,6 +174,14 @@ impl Default for Options {
             when_brief: WhenBrief::default(),
             max_contacts: 10,
             when_full: WhenFull::default(),
+            expires_jitter: 0,
+            path: PathMode::default(),
+            outbound: true,
+            flow_timer: 0,
+            gruu: false,
+            service_route: String::new(),
+            third_party: false,
+            connection_bound: false,
             retry_after: 10,
             use_domain: true,
             shards: 256,
@@ -169,6 +211,11 @@ impl Default for Options {
 }
 
 impl Options {
+    /// The extensions of SIP that a request may insist on.
+    pub fn understood(&self) -> Extensions {
+        Extensions { path: self.path != PathMode::Off, outbound: self.outbound, gruu: self.gruu }
+    }
+
     /// One sentence about the first thing that cannot be.
     pub fn check(&self) -> Result<(), StoreError> {
         let text = if self.mode != Mode::Memory && self.url.is_empty() {
@@ -185,6 +232,10 @@ impl Options {
             "max_contacts must lie between 1 and 1000"
         } else if self.store.shared && self.store.server_id == 0 {
             "several servers on one table need a server_id each, from 1 on, and no two the same"
+        } else if self.expires_jitter > 90 {
+            "expires_jitter must not exceed 90 percent"
+        } else if !self.service_route.is_empty() && !crate::sip::contact::is_route(self.service_route.as_bytes()) {
+            "service_route must be SIP URIs in angle brackets, separated by commas"
         } else if self.batch == 0 || self.queue == 0 || self.load_queue == 0 {
             "batch, queue and load_queue must be above 0"
         } else if self.writers > 64 {

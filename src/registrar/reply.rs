@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 
 use super::cache::BindingView;
+use super::request::{Extensions, unsupported};
 use super::rules::{Extra, Rejection};
 use super::store::NO_Q;
-use crate::sip::{HeaderName, Message, Response, Tags};
+use crate::sip::{Cursor, HeaderName, Message, Response, Scheme, Tags};
 
 /// Takes one answer: first [`ReplyWriter::start`], then its headers in order. Called under the lock of one shard, so it
 /// only writes memory. What does not fit is the writer's to notice.
@@ -15,6 +16,12 @@ pub trait ReplyWriter {
     fn contact(&mut self, binding: &BindingView<'_>, remaining: u32);
     fn number(&mut self, name: HeaderName, value: u32);
     fn header(&mut self, name: HeaderName, value: &[u8]);
+    /// All headers of this name, as the request has them.
+    fn copy(&mut self, _name: HeaderName) {}
+    /// Contacts that follow are told with their public GRUU, where they have an instance (RFC 5627 section 5.3).
+    fn tell_gruu(&mut self) {}
+    /// Unsupported, with the tags of the request's Require that are not among these.
+    fn unsupported(&mut self, _understood: Extensions) {}
 }
 
 /// Writes a refusal, by the table of [`Rejection::answer`]; returns its status.
@@ -25,6 +32,8 @@ pub(crate) fn refuse(rejection: &Rejection, reply: &mut impl ReplyWriter) -> u16
         Extra::None => {}
         Extra::MinExpires(seconds) => reply.number(HeaderName::MinExpires, seconds),
         Extra::RetryAfter(seconds) => reply.number(HeaderName::RetryAfter, seconds),
+        Extra::Unsupported(understood) => reply.unsupported(understood),
+        Extra::UnsupportedTag(tag) => reply.header(HeaderName::Unsupported, tag.as_bytes()),
     }
     status
 }
@@ -36,12 +45,13 @@ pub struct SipReply<'b, 'm, 'a> {
     source: Option<SocketAddr>,
     tags: &'m Tags,
     response: Option<Response<'b>>,
+    gruu: bool,
 }
 
 impl<'b, 'm, 'a> SipReply<'b, 'm, 'a> {
     /// `source` is where the request came from; see [`Response::new`].
     pub fn new(buf: &'b mut [u8], request: &'m Message<'a>, source: Option<SocketAddr>, tags: &'m Tags) -> Self {
-        SipReply { buf: Some(buf), request, source, tags, response: None }
+        SipReply { buf: Some(buf), request, source, tags, response: None, gruu: false }
     }
 
     /// The answer's bytes; `None` when none was started or it did not fit.
@@ -76,6 +86,28 @@ impl ReplyWriter for SipReply<'_, '_, '_> {
             if binding.reg_id != 0 {
                 out.put(b";reg-id=").put_number(u64::from(binding.reg_id));
             }
+            if self.gruu {
+                put_gruu(out, self.request, binding.instance);
+            }
+        });
+    }
+
+    fn copy(&mut self, name: HeaderName) {
+        if let Some(response) = &mut self.response {
+            response.copy(name, self.request);
+        }
+    }
+
+    fn tell_gruu(&mut self) {
+        self.gruu = true;
+    }
+
+    fn unsupported(&mut self, understood: Extensions) {
+        let Some(response) = &mut self.response else { return };
+        response.line(HeaderName::Unsupported, |out| {
+            for (i, tag) in unsupported(self.request, understood).enumerate() {
+                out.put(if i > 0 { b", " } else { b"" }).put_line_text(tag);
+            }
         });
     }
 
@@ -90,6 +122,22 @@ impl ReplyWriter for SipReply<'_, '_, '_> {
             response.header(name, value);
         }
     }
+}
+
+/// The address-of-record with the instance as its `gr` (RFC 5627 section 3.2). An instance that would not stand in a URI
+/// gets none.
+fn put_gruu(out: &mut Cursor<'_>, request: &Message<'_>, instance: &[u8]) {
+    let Ok(aor) = request.to().and_then(|to| to.parsed_uri()) else { return };
+    let Some(id) = instance.strip_prefix(b"<").and_then(|rest| rest.strip_suffix(b">")) else { return };
+    if id.is_empty() || !id.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~:+!*'()/[]&$".contains(b)) {
+        return;
+    }
+    let scheme: &[u8] = if aor.scheme == Scheme::Sips { b"sips:" } else { b"sip:" };
+    out.put(b";pub-gruu=\"").put(scheme);
+    if let Some(user) = aor.user.filter(|user| !user.contains(&b'\\')) {
+        out.put(user).put(b"@");
+    }
+    out.put(aor.host).put(b";gr=").put(id).put(b"\"");
 }
 
 #[cfg(test)]

@@ -2,11 +2,79 @@
 
 use super::rules::Rejection;
 use super::store::{Aor, Column, Key, NO_METHODS, NO_Q, Row, Widths, too_long};
+use crate::sip::contact::{NameAddr, is_route};
+use crate::sip::lex::Elements;
 use crate::sip::uri::{Scheme, Uri};
 use crate::sip::{self, AorKey, HeaderName, Message, ParseError};
 
 /// More contacts than these in one request are refused (400) before anything else is looked at.
 pub const MAX_REQUEST_CONTACTS: usize = 32;
+
+/// Extensions of SIP that change how a REGISTER is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Extensions {
+    /// RFC 3327.
+    pub path: bool,
+    /// RFC 5626.
+    pub outbound: bool,
+    /// RFC 5627.
+    pub gruu: bool,
+}
+
+impl Extensions {
+    fn of(&mut self, tag: &[u8]) -> Option<&mut bool> {
+        match tag.len() {
+            4 if tag.eq_ignore_ascii_case(b"path") => Some(&mut self.path),
+            8 if tag.eq_ignore_ascii_case(b"outbound") => Some(&mut self.outbound),
+            4 if tag.eq_ignore_ascii_case(b"gruu") => Some(&mut self.gruu),
+            _ => None,
+        }
+    }
+
+    /// Whether the extension with this option tag is among them.
+    pub fn has(mut self, tag: &[u8]) -> bool {
+        self.of(tag).is_some_and(|it| *it)
+    }
+
+    fn read(&mut self, message: &Message<'_>, name: HeaderName) {
+        if message.has(name) {
+            for tag in message.elements(name) {
+                if let Some(it) = self.of(tag) {
+                    *it = true;
+                }
+            }
+        }
+    }
+}
+
+/// The tags of Require that are not understood (RFC 3261 section 10.3 step 2).
+pub(crate) fn unsupported<'m>(message: &'m Message<'_>, understood: Extensions) -> impl Iterator<Item = &'m [u8]> {
+    message.elements(HeaderName::Require).filter(move |tag| !understood.has(tag))
+}
+
+/// What stands between the user agent and here (RFC 5626 section 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FirstHop {
+    /// Nobody: there is one Via.
+    #[default]
+    Us,
+    /// A proxy that keeps flows: the Path that was added first has `ob`.
+    Outbound,
+    /// A proxy that does not.
+    Other,
+}
+
+impl FirstHop {
+    fn read(message: &Message<'_>, path: &[u8]) -> FirstHop {
+        if message.elements(HeaderName::Via).nth(1).is_none() {
+            return FirstHop::Us;
+        }
+        // Each proxy puts its own in front (RFC 3327 section 5.2): the last is the nearest to the user agent.
+        let last = Elements::new(path).last().map(NameAddr::parse);
+        let uri = last.and_then(Result::ok).and_then(|address| address.parsed_uri().ok());
+        if uri.is_some_and(|uri| uri.param(b"ob").is_some()) { FirstHop::Outbound } else { FirstHop::Other }
+    }
+}
 
 /// One contact of a request.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +132,15 @@ pub struct RegisterRequest<'a> {
     /// The socket that it came in on, as Kamailio writes it (`udp:192.0.2.1:5060`); may be empty.
     pub socket: &'a [u8],
     pub methods: u32,
+    /// By Supported and Require.
+    pub supported: Extensions,
+    /// By Require.
+    pub required: Extensions,
+    /// Require names more than [`Extensions`] has.
+    pub requires_others: bool,
+    pub first_hop: FirstHop,
+    /// From names another user than To.
+    pub third_party: bool,
 }
 
 impl<'a> RegisterRequest<'a> {
@@ -81,6 +158,11 @@ impl<'a> RegisterRequest<'a> {
             path: b"",
             socket: b"",
             methods: NO_METHODS,
+            supported: Extensions::default(),
+            required: Extensions::default(),
+            requires_others: false,
+            first_hop: FirstHop::Us,
+            third_party: false,
         }
     }
 
@@ -118,6 +200,21 @@ impl<'a> RegisterRequest<'a> {
         self.contacts.iter().find_map(|contact| widths.too_long(&self.row(contact, 0, 0)))
     }
 
+    /// The first of its values that is no UTF-8 or has control characters: they would stand in tables, logs and answers.
+    pub(crate) fn unprintable(&self) -> Option<Column> {
+        let whole = [
+            (Column::CallId, self.call_id),
+            (Column::UserAgent, self.user_agent),
+            (Column::Path, self.path),
+            (Column::Received, self.received),
+        ];
+        let bad = |(column, text): (Column, &[u8])| (!is_printable(text)).then_some(column);
+        whole.into_iter().find_map(bad).or_else(|| {
+            let of = |c: &Contact<'_>| bad((Column::Contact, c.uri.raw)).or(bad((Column::Instance, c.instance)));
+            self.contacts.iter().find_map(of)
+        })
+    }
+
     /// The first of its values that its column could not take.
     pub(crate) fn too_long(&self) -> Option<Column> {
         let aor = Aor::split(self.aor);
@@ -136,6 +233,26 @@ impl<'a> RegisterRequest<'a> {
             })
         })
     }
+}
+
+fn is_printable(text: &[u8]) -> bool {
+    // Without a branch per byte: nearly all texts are ASCII.
+    if text.iter().fold(true, |good, byte| good & (*byte >= b' ') & (*byte < 0x7f)) {
+        return true;
+    }
+    std::str::from_utf8(text).is_ok_and(|text| !text.chars().any(|c| c.is_control() && c != '\t'))
+}
+
+/// Whether From names the user of To, whose key is `to`.
+fn is_first_party(message: &Message<'_>, to: &AorKey, use_domain: bool) -> bool {
+    let (Ok(from), Ok(whom)) = (message.from(), message.to()) else { return false };
+    // Nearly always written alike.
+    from.uri == whom.uri || from_key(message, use_domain).is_ok_and(|from| from == *to)
+}
+
+/// The key of the user that From names.
+pub(crate) fn from_key(message: &Message<'_>, use_domain: bool) -> Result<AorKey, ParseError> {
+    message.from()?.parsed_uri().and_then(|uri| AorKey::new(&uri)).and_then(|from| key(from, use_domain))
 }
 
 /// The key without its domain, unless that belongs to it.
@@ -163,6 +280,11 @@ pub struct Registration<'a> {
     user_agent: &'a [u8],
     path: &'a [u8],
     joined_path: Vec<u8>,
+    supported: Extensions,
+    required: Extensions,
+    requires_others: bool,
+    first_hop: FirstHop,
+    third_party: bool,
 }
 
 impl<'a> Registration<'a> {
@@ -183,7 +305,17 @@ impl<'a> Registration<'a> {
             user_agent: message.value(HeaderName::UserAgent).unwrap_or_default(),
             path: b"",
             joined_path: Vec::new(),
+            supported: Extensions::default(),
+            required: Extensions::default(),
+            requires_others: false,
+            first_hop: FirstHop::Us,
+            third_party: !is_first_party(message, &aor, use_domain),
         };
+        read.required.read(message, HeaderName::Require);
+        read.supported = read.required;
+        read.supported.read(message, HeaderName::Supported);
+        let all = Extensions { path: true, outbound: true, gruu: true };
+        read.requires_others = message.has(HeaderName::Require) && unsupported(message, all).next().is_some();
         for contact in message.contacts() {
             match contact.map_err(Rejection::BadRequest)? {
                 sip::Contact::Star => read.star = true,
@@ -196,7 +328,8 @@ impl<'a> Registration<'a> {
                         expires: address.expires,
                         q: address.q.unwrap_or(NO_Q),
                         instance: address.instance.unwrap_or_default(),
-                        reg_id: address.reg_id.unwrap_or(0),
+                        // Only who does outbound means a flow by it (RFC 5626 section 6).
+                        reg_id: address.reg_id.filter(|_| read.supported.outbound).unwrap_or(0),
                     });
                 }
             }
@@ -209,6 +342,13 @@ impl<'a> Registration<'a> {
             }
             read.joined_path.extend_from_slice(b", ");
             read.joined_path.extend_from_slice(more);
+        }
+        let path = if read.joined_path.is_empty() { read.path } else { &read.joined_path };
+        if message.has(HeaderName::Path) && !is_route(path) {
+            return Err(Rejection::BadRequest(ParseError::BadAddress));
+        }
+        if read.supported.outbound {
+            read.first_hop = FirstHop::read(message, path);
         }
         Ok(read)
     }
@@ -225,6 +365,11 @@ impl<'a> Registration<'a> {
         self.count += 1;
     }
 
+    /// Its contacts, without `*`.
+    pub fn contacts(&self) -> &[Contact<'a>] {
+        if self.count <= INLINE { &self.few[..self.count] } else { &self.many }
+    }
+
     pub fn aor(&self) -> &AorKey {
         &self.aor
     }
@@ -235,7 +380,7 @@ impl<'a> Registration<'a> {
             aor: self.aor.as_bytes(),
             call_id: self.call_id,
             cseq: self.cseq,
-            contacts: if self.count <= INLINE { &self.few[..self.count] } else { &self.many },
+            contacts: self.contacts(),
             star: self.star,
             expires: self.expires,
             user_agent: self.user_agent,
@@ -243,6 +388,11 @@ impl<'a> Registration<'a> {
             path: if self.joined_path.is_empty() { self.path } else { &self.joined_path },
             socket,
             methods: NO_METHODS,
+            supported: self.supported,
+            required: self.required,
+            requires_others: self.requires_others,
+            first_hop: self.first_hop,
+            third_party: self.third_party,
         }
     }
 }
@@ -264,13 +414,14 @@ mod tests {
     fn everything_is_read() {
         let mut bytes = message(
             "Contact: <sip:a@h>;q=0.5;expires=9, <sip:b@h>;+sip.instance=\"<urn:x>\";reg-id=2\r\nm: sip:c@h\r\n\
-             Path: <sip:p1;lr>\r\nPath: <sip:p2;lr>,<sip:p3;lr>\r\nUser-Agent: phone\r\nExpires: 77\r\n",
+             Supported: path\r\nk: Outbound , x\r\nPath: <sip:p1;lr>\r\nPath: <sip:p2;lr>,<sip:p3;lr>\r\nUser-Agent: phone\r\nExpires: 77\r\n",
         );
         let message = Message::parse(&mut bytes).expect("message");
         let read = Registration::read(&message, true).expect("register");
         let request = read.request(b"sip:1.2.3.4:5", b"udp:h:1");
         assert_eq!((request.aor, request.call_id, request.cseq), (&b"alice@example.org"[..], &b"call"[..], 7));
         assert_eq!((request.expires, request.user_agent), (Some(77), &b"phone"[..]));
+        assert_eq!(request.supported, Extensions { path: true, outbound: true, gruu: false });
         assert_eq!(request.path, b"<sip:p1;lr>, <sip:p2;lr>,<sip:p3;lr>");
         let [a, b, c] = request.contacts else { panic!("{:?}", request.contacts) };
         assert_eq!((a.uri.raw, a.q, a.expires, a.has_flow()), (&b"sip:a@h"[..], 500, Some(9), false));

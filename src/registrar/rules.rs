@@ -5,11 +5,13 @@
 //! a status of it.
 
 use super::cache::Binding;
+use super::options::PathMode;
 use super::options::{Options, WhenBrief, WhenFull};
-use super::request::{Contact, MAX_REQUEST_CONTACTS, RegisterRequest};
+use super::reply::{ReplyWriter, refuse};
+use super::request::{Contact, Extensions, FirstHop, MAX_REQUEST_CONTACTS, RegisterRequest};
 use super::store::Column;
-use crate::sip::ParseError;
 use crate::sip::uri::Uri;
+use crate::sip::{AorKey, ParseError};
 
 /// Why a REGISTER was refused. Nothing has changed then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +30,16 @@ pub enum Rejection {
     Forbidden,
     /// No such address-of-record (10.3 step 5).
     UnknownUser,
+    /// What is stored must be UTF-8 without control characters.
+    Unprintable(Column),
     /// Require names what this registrar does not know (10.3 step 2).
-    BadExtension,
+    BadExtension { understood: Extensions },
+    /// RFC 3327 section 5.3: a proxy added a Path, the user agent does not support it, and the option wants that.
+    PathNotSupported,
+    /// RFC 5626 section 6: more than one flow in one request.
+    SeveralFlows,
+    /// The contact is the address-of-record's own GRUU (RFC 5627 section 5.1): requests would come back for ever.
+    OwnGruu,
     /// Below the minimum, which is given (10.3 step 7).
     IntervalTooBrief { min: u32 },
     /// RFC 5626 section 6: outbound was asked for, and the first hop cannot do it.
@@ -48,9 +58,18 @@ pub enum Extra {
     None,
     MinExpires(u32),
     RetryAfter(u32),
+    /// Unsupported, with the tags of Require that are not among these.
+    Unsupported(Extensions),
+    /// Unsupported with this tag.
+    UnsupportedTag(&'static str),
 }
 
 impl Rejection {
+    /// Writes the answer; returns its status.
+    pub fn write(&self, reply: &mut impl ReplyWriter) -> u16 {
+        refuse(self, reply)
+    }
+
     /// The table: status, reason phrase, header.
     pub fn answer(&self) -> (u16, &'static str, Extra) {
         match *self {
@@ -61,7 +80,11 @@ impl Rejection {
             Rejection::TooLong(column) => (400, too_long_text(column), Extra::None),
             Rejection::Forbidden => (403, "Forbidden", Extra::None),
             Rejection::UnknownUser => (404, "Not Found", Extra::None),
-            Rejection::BadExtension => (420, "Bad Extension", Extra::None),
+            Rejection::Unprintable(_) => (400, "Text Is Not Printable", Extra::None),
+            Rejection::BadExtension { understood } => (420, "Bad Extension", Extra::Unsupported(understood)),
+            Rejection::PathNotSupported => (420, "Bad Extension", Extra::UnsupportedTag("path")),
+            Rejection::SeveralFlows => (400, "One reg-id Per Request", Extra::None),
+            Rejection::OwnGruu => (403, "Contact Is A GRUU", Extra::None),
             Rejection::IntervalTooBrief { min } => (423, "Interval Too Brief", Extra::MinExpires(min)),
             Rejection::FirstHopLacksOutbound => (439, "First Hop Lacks Outbound Support", Extra::None),
             Rejection::OutOfOrder => (500, "CSeq Out Of Order", Extra::None),
@@ -83,8 +106,26 @@ fn too_long_text(column: Column) -> &'static str {
     }
 }
 
+/// 10.3 step 2: whether the request insists on what is not understood. Before anybody is asked for a password.
+pub(crate) fn check_extensions(request: &RegisterRequest<'_>, options: &Options) -> Result<(), Rejection> {
+    let understood = options.understood();
+    let required = request.required;
+    let beyond = (required.path & !understood.path)
+        | (required.outbound & !understood.outbound)
+        | (required.gruu & !understood.gruu)
+        | request.requires_others;
+    if beyond { Err(Rejection::BadExtension { understood }) } else { Ok(()) }
+}
+
 /// Everything that can be said without knowing the bindings.
-pub(crate) fn check(request: &RegisterRequest<'_>) -> Result<(), Rejection> {
+pub(crate) fn check(request: &RegisterRequest<'_>, options: &Options) -> Result<(), Rejection> {
+    check_extensions(request, options)?;
+    if request.third_party && !options.third_party {
+        return Err(Rejection::Forbidden);
+    }
+    if options.path == PathMode::Strict && !request.path.is_empty() && !request.supported.path {
+        return Err(Rejection::PathNotSupported);
+    }
     if request.contacts.len() > MAX_REQUEST_CONTACTS {
         return Err(Rejection::TooManyInRequest);
     }
@@ -96,7 +137,39 @@ pub(crate) fn check(request: &RegisterRequest<'_>) -> Result<(), Rejection> {
             return Err(Rejection::StarWithoutZero);
         }
     }
-    request.too_long().map_or(Ok(()), |column| Err(Rejection::TooLong(column)))
+    if let Some(column) = request.too_long() {
+        return Err(Rejection::TooLong(column));
+    }
+    if let Some(column) = request.unprintable() {
+        return Err(Rejection::Unprintable(column));
+    }
+    if options.gruu && request.contacts.iter().any(|contact| is_own_gruu(&contact.uri, request.aor)) {
+        return Err(Rejection::OwnGruu);
+    }
+    if request.supported.outbound && options.outbound {
+        let flows = || request.contacts.iter().filter(|contact| contact.has_flow());
+        if flows().filter(|contact| contact.expires.or(request.expires) != Some(0)).nth(1).is_some() {
+            return Err(Rejection::SeveralFlows);
+        }
+        if request.first_hop == FirstHop::Other && flows().next().is_some() {
+            return Err(Rejection::FirstHopLacksOutbound);
+        }
+    }
+    Ok(())
+}
+
+/// Whether the answer says `Require: outbound`: the flow was taken as one (RFC 5626 section 6).
+pub(crate) fn is_outbound(request: &RegisterRequest<'_>, options: &Options) -> bool {
+    let kept = match request.first_hop {
+        FirstHop::Us => !request.socket.starts_with(b"udp:"),
+        FirstHop::Outbound => true,
+        FirstHop::Other => false,
+    };
+    options.outbound && request.supported.outbound && kept && request.contacts.iter().any(Contact::has_flow)
+}
+
+fn is_own_gruu(uri: &Uri<'_>, aor: &[u8]) -> bool {
+    uri.param(b"gr").is_some() && AorKey::new(uri).is_ok_and(|key| key.as_bytes() == aor)
 }
 
 /// What becomes of one contact of the request.
@@ -177,7 +250,16 @@ fn interval(contact: &Contact<'_>, request: &RegisterRequest<'_>, options: &Opti
             WhenBrief::Raise => Ok(options.min_expires),
         };
     }
-    Ok(asked.min(options.max_expires))
+    let granted = asked.min(options.max_expires);
+    if options.expires_jitter == 0 {
+        return Ok(granted);
+    }
+    // FNV-1a: the same for the same request, however often it comes.
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+    let hash = request.call_id.iter().chain(&request.cseq.to_le_bytes()).fold(0xcbf2_9ce4_8422_2325, step);
+    let most = u64::from(granted) * u64::from(options.expires_jitter) / 100;
+    let cut = (hash ^ hash >> 32) % (most + 1);
+    Ok((granted - cut as u32).max(options.min_expires.min(granted)))
 }
 
 /// Whether two contacts name one binding.

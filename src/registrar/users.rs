@@ -1,6 +1,5 @@
 //! The cache of `subscriber`: who exists, with what a digest needs. Bounded, each entry with a time to live.
 
-use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
 use crossbeam::utils::CachePadded;
@@ -8,6 +7,7 @@ use hashbrown::HashTable;
 use parking_lot::Mutex;
 
 use super::store::UserRow;
+use crate::sip::KeyHasher;
 
 /// What is known about a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,13 +19,42 @@ pub(super) enum Known<T> {
     Present(T),
 }
 
+/// One allocation and 32 bytes: there may be as many as bindings.
 struct Entry {
-    /// `user@domain`, as the address-of-record.
-    key: Box<[u8]>,
-    /// password, ha1, ha1b; `None` for a user who does not exist.
-    row: Option<[Box<[u8]>; 3]>,
-    since: Instant,
-    until: Instant,
+    /// `user@domain`, as the address-of-record, then password, ha1, ha1b.
+    text: Box<[u8]>,
+    /// Where the key, the password and ha1 end.
+    ends: [u16; 3],
+    exists: bool,
+    /// When it was read, in milliseconds of the cache's life.
+    since: u64,
+}
+
+impl Entry {
+    fn new(key: &[u8], row: Option<&UserRow<'_>>, since: u64) -> Entry {
+        let parts = [key, row.map_or(b"", |r| r.password), row.map_or(b"", |r| r.ha1), row.map_or(b"", |r| r.ha1b)];
+        let text = parts.concat().into_boxed_slice();
+        let mut end = 0;
+        let ends = [0, 1, 2].map(|i| {
+            end += parts[i].len();
+            end as u16
+        });
+        // What no column holds is nobody's password: a user whom nothing lets in.
+        if text.len() > usize::from(u16::MAX) {
+            return Entry::new(key, row.map(|r| UserRow { password: b"", ha1: b"", ha1b: b"", ..*r }).as_ref(), since);
+        }
+        Entry { text, ends, exists: row.is_some(), since }
+    }
+
+    fn part(&self, i: usize) -> &[u8] {
+        let start = if i == 0 { 0 } else { usize::from(self.ends[i - 1]) };
+        let end = self.ends.get(i).map_or(self.text.len(), |end| usize::from(*end));
+        &self.text[start..end]
+    }
+
+    fn key(&self) -> &[u8] {
+        self.part(0)
+    }
 }
 
 #[derive(Default)]
@@ -34,7 +63,8 @@ struct Shard {
 }
 
 pub(super) struct Users {
-    hasher: RandomState,
+    hasher: KeyHasher,
+    born: Instant,
     shards: Box<[CachePadded<Mutex<Shard>>]>,
     /// Entries per shard.
     most: usize,
@@ -47,7 +77,8 @@ const SHARDS: usize = 64;
 impl Users {
     pub fn new(most: usize, ttl: Duration, absent_ttl: Duration) -> Users {
         Users {
-            hasher: RandomState::new(),
+            hasher: KeyHasher::new(),
+            born: Instant::now(),
             shards: (0..SHARDS).map(|_| CachePadded::new(Mutex::new(Shard::default()))).collect(),
             most: most.div_ceil(SHARDS).max(1),
             ttl,
@@ -61,27 +92,34 @@ impl Users {
 
     /// Calls `read` with the user's row, under the lock of one shard.
     pub fn get<T>(&self, key: &[u8], now: Instant, read: impl FnOnce(&UserRow<'_>) -> T) -> Known<T> {
-        let hash = self.hasher.hash_one(key);
+        let hash = self.hasher.hash(key);
+        let now = self.millis(now);
         let shard = self.shard(hash).lock();
-        match shard.table.find(hash, |entry| *entry.key == *key) {
-            None => Known::Nothing,
-            Some(entry) if entry.until <= now => Known::Nothing,
-            Some(Entry { row: None, .. }) => Known::Absent,
-            Some(Entry { row: Some([password, ha1, ha1b]), .. }) => {
-                Known::Present(read(&UserRow { aor: super::store::Aor::split(key), password, ha1, ha1b }))
-            }
+        let Some(entry) = shard.table.find(hash, |entry| entry.key() == key) else { return Known::Nothing };
+        let ttl = if entry.exists { self.ttl } else { self.absent_ttl };
+        if u128::from(now.saturating_sub(entry.since)) >= ttl.as_millis() {
+            return Known::Nothing;
         }
+        if !entry.exists {
+            return Known::Absent;
+        }
+        let (password, ha1, ha1b) = (entry.part(1), entry.part(2), entry.part(3));
+        Known::Present(read(&UserRow { aor: super::store::Aor::split(key), password, ha1, ha1b }))
+    }
+
+    fn millis(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.born).as_millis() as u64
     }
 
     /// Takes in a row that the database gave for this key.
     pub fn learn(&self, key: &[u8], row: &UserRow<'_>) {
-        self.put(key, Some([row.password.into(), row.ha1.into(), row.ha1b.into()]), self.ttl);
+        self.put(key, Some(row));
     }
 
     /// The database was asked for this user: who was not learnt by then does not exist.
     pub fn settle(&self, key: &[u8]) {
         if self.get(key, Instant::now(), |_| ()) == Known::Nothing {
-            self.put(key, None, self.absent_ttl);
+            self.put(key, None);
         }
     }
 
@@ -92,10 +130,11 @@ impl Users {
 
     /// Forgets a user whose row was read longer ago than `age`; whether there was one.
     pub fn forget_older(&self, key: &[u8], age: Duration) -> bool {
-        let hash = self.hasher.hash_one(key);
+        let hash = self.hasher.hash(key);
+        let oldest = self.millis(Instant::now());
         let mut shard = self.shard(hash).lock();
-        match shard.table.find_entry(hash, |entry| *entry.key == *key) {
-            Ok(entry) if entry.get().since.elapsed() >= age => {
+        match shard.table.find_entry(hash, |entry| entry.key() == key) {
+            Ok(entry) if u128::from(oldest.saturating_sub(entry.get().since)) >= age.as_millis() => {
                 entry.remove();
                 true
             }
@@ -103,27 +142,26 @@ impl Users {
         }
     }
 
-    fn put(&self, key: &[u8], row: Option<[Box<[u8]>; 3]>, ttl: Duration) {
-        let hash = self.hasher.hash_one(key);
+    fn put(&self, key: &[u8], row: Option<&UserRow<'_>>) {
+        let hash = self.hasher.hash(key);
+        let new = Entry::new(key, row, self.millis(Instant::now()));
         let mut shard = self.shard(hash).lock();
-        let since = Instant::now();
-        let new = Entry { key: key.into(), row, since, until: since + ttl };
-        if let Some(entry) = shard.table.find_mut(hash, |entry| *entry.key == *key) {
+        if let Some(entry) = shard.table.find_mut(hash, |entry| entry.key() == key) {
             *entry = new;
             return;
         }
         if shard.table.len() >= self.most {
             // Any one goes: which one is left to the seeded hash, so nobody can choose whom to push out.
             let victim = shard.table.iter_hash(hash ^ 1).next().or_else(|| shard.table.iter().next());
-            let victim = victim.map(|entry| entry.key.clone());
+            let victim = victim.map(|entry| entry.key().to_vec());
             if let Some(victim) = victim {
-                let hash = self.hasher.hash_one(&*victim);
-                if let Ok(entry) = shard.table.find_entry(hash, |entry| entry.key == victim) {
+                let hash = self.hasher.hash(&victim);
+                if let Ok(entry) = shard.table.find_entry(hash, |entry| entry.key() == victim) {
                     entry.remove();
                 }
             }
         }
-        shard.table.insert_unique(hash, new, |entry| self.hasher.hash_one(&*entry.key));
+        shard.table.insert_unique(hash, new, |entry| self.hasher.hash(entry.key()));
     }
 
     pub fn len(&self) -> usize {
@@ -158,6 +196,22 @@ mod tests {
         assert!(!users.forget_older(b"a@d", Duration::from_secs(100)));
         users.forget(b"a@d");
         assert_eq!(ha1(b"a@d", now), Known::Nothing);
+    }
+
+    #[test]
+    fn all_of_a_row_comes_back_and_what_no_column_holds_lets_nobody_in() {
+        let users = Users::new(1000, Duration::from_secs(60), Duration::from_secs(10));
+        let aor = Aor { user: b"a", domain: b"d" };
+        users.learn(b"a@d", &UserRow { aor, password: b"pass", ha1: b"one", ha1b: b"two" });
+        let all = |row: &UserRow<'_>| (row.password.to_vec(), row.ha1.to_vec(), row.ha1b.to_vec(), row.aor == aor);
+        let now = Instant::now();
+        assert_eq!(
+            users.get(b"a@d", now, all),
+            Known::Present((b"pass".to_vec(), b"one".to_vec(), b"two".to_vec(), true))
+        );
+        users.learn(b"a@d", &UserRow { aor, password: &[b'x'; 70_000], ha1: b"one", ha1b: b"two" });
+        assert_eq!(users.get(b"a@d", now, all), Known::Present((Vec::new(), Vec::new(), Vec::new(), true)));
+        assert!(size_of::<Entry>() <= 32);
     }
 
     #[test]

@@ -179,6 +179,17 @@ pub fn q_value(text: &[u8]) -> Option<u16> {
     Some(whole + thousandths).filter(|&q| q <= 1000)
 }
 
+/// Whether `value` is what Path, Route and Service-Route hold: SIP URIs in angle brackets, at least one (RFC 3327 section
+/// 4, RFC 3608 section 5).
+pub fn is_route(value: &[u8]) -> bool {
+    let good = |element: &[u8]| {
+        memchr::memchr(b'<', element).is_some()
+            && NameAddr::parse(element).and_then(|address| address.parsed_uri()).is_ok_and(|uri| uri.is_sip())
+    };
+    let mut elements = Elements::new(value).peekable();
+    elements.peek().is_some() && elements.all(good)
+}
+
 /// Every Contact value of a message: see [`super::Message::contacts`].
 #[derive(Clone)]
 pub struct Contacts<'m, 'a> {
@@ -251,6 +262,16 @@ mod tests {
             b";tag=1",
         ] {
             assert!(NameAddr::parse(bad).is_err(), "{}", String::from_utf8_lossy(bad));
+        }
+    }
+
+    #[test]
+    fn routes_are_sip_uris_in_brackets() {
+        for good in [&b"<sip:p;lr>"[..], b"\"A, B\" <sips:p@h;lr>;x=y , <sip:q>"] {
+            assert!(is_route(good), "{}", String::from_utf8_lossy(good));
+        }
+        for bad in [&b""[..], b",", b"sip:p;lr", b"<tel:1>", b"<sip:p", b"<sip:p>,sip:q", b"<sip:p> x", b"<>"] {
+            assert!(!is_route(bad), "{}", String::from_utf8_lossy(bad));
         }
     }
 

@@ -172,8 +172,6 @@ impl<'a> Credentials<'a> {
             return Err(OtherScheme);
         }
         let mut fields: [Option<&'a [u8]>; 10] = [None; 10];
-        const NAMES: [&[u8]; 10] =
-            [b"username", b"realm", b"nonce", b"uri", b"response", b"algorithm", b"opaque", b"qop", b"cnonce", b"nc"];
         for element in Elements::new(rest) {
             let name_len = lex::span(element, class::TOKEN);
             let (name, tail) = element.split_at(name_len);
@@ -186,7 +184,7 @@ impl<'a> Credentials<'a> {
                 [b'"', ..] => return Err(Malformed),
                 _ => text,
             };
-            match NAMES.iter().position(|known| name.eq_ignore_ascii_case(known)) {
+            match field(name) {
                 // Twice the same field would let two readers see two users.
                 Some(at) if fields[at].is_some() => return Err(Malformed),
                 Some(at) => fields[at] = Some(text),
@@ -241,6 +239,24 @@ impl<'a> Credentials<'a> {
         self.algorithm == ha1.algorithm
             && Hash::from_hex(ha1.algorithm, self.response).is_some_and(|sent| sent == self.expected(ha1, method))
     }
+}
+
+/// A field's place among those of [`Credentials::parse`], by one comparison.
+fn field(name: &[u8]) -> Option<usize> {
+    let (place, known): (usize, &[u8]) = match (name.len(), name.first().map(|byte| byte | 0x20)) {
+        (8, Some(b'u')) => (0, b"username"),
+        (5, Some(b'r')) => (1, b"realm"),
+        (5, Some(b'n')) => (2, b"nonce"),
+        (3, Some(b'u')) => (3, b"uri"),
+        (8, Some(b'r')) => (4, b"response"),
+        (9, Some(b'a')) => (5, b"algorithm"),
+        (6, Some(b'o')) => (6, b"opaque"),
+        (3, Some(b'q')) => (7, b"qop"),
+        (6, Some(b'c')) => (8, b"cnonce"),
+        (2, Some(b'n')) => (9, b"nc"),
+        _ => return None,
+    };
+    name.eq_ignore_ascii_case(known).then_some(place)
 }
 
 impl std::fmt::Debug for Credentials<'_> {

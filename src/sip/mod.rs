@@ -50,6 +50,7 @@
 //! | `uri` | [`Uri`] and its equality |
 //! | `contact` | [`NameAddr`], [`Contact`] |
 //! | `aor`, `hash` | [`AorKey`] and the seeded [`KeyHasher`] for it |
+//! | `hint` | a datagram's address-of-record at a glance |
 //! | `write`, `response` | [`Cursor`] into a caller's slice, [`Response`], [`Tags`] |
 //! | `digest` | [`digest::Credentials`], [`digest::Hash`] (HA1, responses), challenges |
 //! | `nonce` | [`nonce::NonceKey`]: signed, timed nonces; [`nonce::NonceCounter`]: their use |
@@ -61,6 +62,7 @@ pub mod digest;
 mod error;
 pub mod hash;
 mod header;
+pub mod hint;
 pub mod lex;
 mod lines;
 mod message;

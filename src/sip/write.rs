@@ -53,8 +53,14 @@ impl<'b> Cursor<'b> {
     /// Lower-case hexadecimal, two digits a byte.
     pub fn put_hex(&mut self, bytes: &[u8]) -> &mut Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        for byte in bytes {
-            self.put(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+        match self.buf.get_mut(self.len..self.len + 2 * bytes.len()) {
+            Some(room) if !self.failed => {
+                for (pair, byte) in room.chunks_exact_mut(2).zip(bytes) {
+                    pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+                }
+                self.len += 2 * bytes.len();
+            }
+            _ => self.failed = true,
         }
         self
     }

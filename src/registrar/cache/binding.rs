@@ -153,6 +153,19 @@ impl Binding {
         self.part(6)
     }
 
+    /// Has its text read.
+    pub fn fetch(&self) {
+        crate::ffi::fetch(&self.text);
+    }
+
+    pub fn received(&self) -> &[u8] {
+        self.part(2)
+    }
+
+    pub fn socket(&self) -> &[u8] {
+        self.part(5)
+    }
+
     pub fn key<'a>(&'a self, aor: Aor<'a>) -> Key<'a> {
         Key { aor, contact: self.contact(), instance: self.instance(), reg_id: self.reg_id }
     }

@@ -1,7 +1,7 @@
 //! One shard: the records of the addresses-of-record that hash to it, under one lock.
 //!
 //! ```text
-//!   table:   hash -> slot                     4 bytes per record
+//!   index:   tag -> slot                      8 bytes in a cell, a third or more of the cells free
 //!   records: [slot] Record { aor, tag, alarm, handed, flags, bindings }   in chunks, so that growing copies nothing
 //!   alarms:  heap of (second, slot)           what may expire, soonest first
 //!   dirty:   [slot]                           what the writer has still to be told of
@@ -13,10 +13,10 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use hashbrown::HashTable;
-
 use super::binding::{Binding, BindingView, Bindings, State};
+use super::index::Index;
 use super::intern::Agents;
+use crate::ffi::fetch;
 use crate::registrar::store::{Aor, Change, Row, is_newer};
 
 const CHUNK: usize = 32;
@@ -55,7 +55,7 @@ struct Record {
 
 #[derive(Default)]
 pub(crate) struct Shard {
-    table: HashTable<u32>,
+    index: Index,
     chunks: Vec<Box<[Record]>>,
     free: Vec<u32>,
     agents: Agents,
@@ -84,11 +84,6 @@ pub(crate) struct Levels {
     pub dirty: usize,
 }
 
-fn spread(tag: u32) -> u64 {
-    // The table takes its bucket from the low bits and its control byte from the high ones: both must depend on the tag.
-    u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
 impl Shard {
     /// `graves`: other servers use the same table.
     pub fn new(graves: bool) -> Shard {
@@ -104,12 +99,28 @@ impl Shard {
     }
 
     pub fn find(&self, tag: u32, aor: &[u8]) -> Option<u32> {
-        self.table
-            .find(spread(tag), |slot| {
-                let record = self.record(*slot);
-                record.tag == tag && *record.aor == *aor
-            })
-            .copied()
+        self.index.find(tag, |slot| *self.record(slot).aor == *aor)
+    }
+
+    /// The three steps of [`super::Cache::fetch`]: each has read what the next one looks at.
+    pub fn fetch_index(&self, tag: u32) {
+        self.index.fetch(tag);
+    }
+
+    pub fn fetch_record(&self, tag: u32) {
+        if let Some(slot) = self.index.find(tag, |_| true) {
+            fetch(std::slice::from_ref(self.record(slot)));
+        }
+    }
+
+    pub fn fetch_texts(&self, tag: u32) {
+        if let Some(slot) = self.index.find(tag, |_| true) {
+            let record = self.record(slot);
+            fetch(&record.aor);
+            if let Some(binding) = record.bindings.as_slice().first() {
+                binding.fetch();
+            }
+        }
     }
 
     /// A record without bindings. There must be none for this address-of-record.
@@ -125,19 +136,14 @@ impl Shard {
             }
         };
         *self.record_mut(slot) = Record { aor: aor.into(), tag, handed, ..Record::default() };
-        let chunks = &self.chunks;
-        self.table.insert_unique(spread(tag), slot, |slot| {
-            spread(chunks[*slot as usize / CHUNK][*slot as usize % CHUNK].tag)
-        });
+        self.index.insert(tag, slot);
         slot
     }
 
     fn destroy(&mut self, slot: u32) {
         let tag = self.record(slot).tag;
         debug_assert!(self.record(slot).bindings.as_slice().is_empty());
-        if let Ok(entry) = self.table.find_entry(spread(tag), |other| *other == slot) {
-            entry.remove();
-        }
+        self.index.remove(tag, slot);
         *self.record_mut(slot) = Record::default();
         self.free.push(slot);
     }
@@ -439,7 +445,7 @@ impl Shard {
     }
 
     pub fn levels(&self) -> Levels {
-        Levels { records: self.table.len(), bindings: self.bindings, dirty: self.dirty.len() }
+        Levels { records: self.index.len(), bindings: self.bindings, dirty: self.dirty.len() }
     }
 }
 
