@@ -17,10 +17,15 @@ pub struct Config {
     pub threads_max: usize,
     pub threads_batch: usize,
     pub keep_alive: Duration,
+    pub takeover: Duration,
     pub worker_threads: usize,
     pub queue_limit: usize,
     pub strand_limit: usize,
     pub deferred_limit: usize,
+    pub overload_high: usize,
+    pub overload_low: usize,
+    /// The one that was named last; the room `capi` loads them.
+    pub plugin: String,
     pub watchdog: Duration,
     pub udp_sockets: usize,
     pub udp_receive_buffer: usize,
@@ -42,10 +47,14 @@ impl Default for Config {
             threads_max: 64,
             threads_batch: 2,
             keep_alive: Duration::from_secs(30),
+            takeover: Duration::from_millis(1),
             worker_threads: 8,
             queue_limit: 65_536,
             strand_limit: 1_024,
             deferred_limit: 100_000,
+            overload_high: 8_192,
+            overload_low: 4_096,
+            plugin: String::new(),
             watchdog: Duration::from_secs(5),
             udp_sockets: 1,
             udp_receive_buffer: 4 << 20,
@@ -99,6 +108,12 @@ pub const ENGINE: &[Setting<Config>] = &[
         show: |c| show_time(c.keep_alive),
     },
     Setting {
+        name: "threads.takeover",
+        help: "How long a plugin's call may keep the thread that reads the sockets from reading; then another thread does. A plugin of whose calls more than 1 % take longer is called on other threads only. 0ms: each message is called on a thread that does not read.",
+        set: |c, v| time(v, Duration::ZERO, Duration::from_secs(1)).map(|t| c.takeover = t),
+        show: |c| show_time(c.takeover),
+    },
+    Setting {
         name: "worker.threads",
         help: "The most threads of the group WORKER (partyline_post, timers); they start when needed.",
         set: |c, v| number(v, 1, 1024).map(|n| c.worker_threads = n),
@@ -121,6 +136,27 @@ pub const ENGINE: &[Setting<Config>] = &[
         help: "Messages that plugins may keep deferred at once; past it partyline_message_defer gives PARTYLINE_EFULL.",
         set: |c, v| number(v, 1, 100_000_000).map(|n| c.deferred_limit = n),
         show: |c| c.deferred_limit.to_string(),
+    },
+    Setting {
+        name: "overload.high",
+        help: "When so many messages wait for plugins and threads, new requests get 503 with Retry-After at once; responses, ACK, CANCEL and requests within a dialog are taken up to `queue_limit`, and go before others.",
+        set: |c, v| number(v, 1, 10_000_000).map(|n| c.overload_high = n),
+        show: |c| c.overload_high.to_string(),
+    },
+    Setting {
+        name: "overload.low",
+        help: "When no more than so many wait again, the overload is over.",
+        set: |c, v| number(v, 0, 10_000_000).map(|n| c.overload_low = n),
+        show: |c| c.overload_low.to_string(),
+    },
+    Setting {
+        name: "plugin",
+        help: "A shared object that is loaded as a plugin at once, as by partyline_plugin_load(); set once for each.",
+        set: |c, v| {
+            v.clone_into(&mut c.plugin);
+            Ok(())
+        },
+        show: |c| c.plugin.clone(),
     },
     Setting {
         name: "watchdog",

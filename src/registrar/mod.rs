@@ -485,15 +485,21 @@ impl<W: Send + 'static> Registrar<W> {
             if let Some(count) = self.try_lookup(aor, now, &mut each) {
                 return Ok(count);
             }
-            let shared = &*self.shared;
-            let gate = Arc::new(Gate::default());
-            let deadline = Instant::now() + shared.options.commit_timeout;
-            let waiter = Waiter::Thread(gate.clone());
-            if shared.loader.ask(What::Bindings, aor, waiter, deadline, shared.options.load_queue).is_err() {
-                return Err(StoreError::new(Kind::Timeout, "too many requests wait for the database"));
-            }
-            gate.wait()?;
+            self.wait_for(LoadTicket { what: What::Bindings, key: aor })?;
         }
+    }
+
+    /// Reads what a request misses while the calling thread waits, at most `commit_timeout`. For callers that have a thread
+    /// of their own; all others [`Registrar::load`].
+    pub fn wait_for(&self, ticket: LoadTicket<'_>) -> Result<(), StoreError> {
+        let shared = &*self.shared;
+        let gate = Arc::new(Gate::default());
+        let deadline = Instant::now() + shared.options.commit_timeout;
+        let waiter = Waiter::Thread(gate.clone());
+        if shared.loader.ask(ticket.what, ticket.key, waiter, deadline, shared.options.load_queue).is_err() {
+            return Err(StoreError::new(Kind::Timeout, "too many requests wait for the database"));
+        }
+        gate.wait()
     }
 
     /// As [`Registrar::lookup`] without waiting: `None` when the cache does not know the address-of-record;
