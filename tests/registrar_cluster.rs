@@ -60,7 +60,8 @@ impl Cluster {
 
     fn log(&self, n: u16) -> String {
         let text = std::fs::read_to_string(self.dir.join(format!("n{n}")).join("error.log")).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().rev().take(20).collect();
+        let telling = |line: &&str| line.contains("ERROR") || line.contains("SST") || line.contains("Warning");
+        let lines: Vec<&str> = text.lines().rev().filter(telling).take(20).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 

@@ -20,7 +20,7 @@ pub struct Mariadb {
     _watcher: Child,
 }
 
-const PORTS: std::ops::Range<u16> = 24500..24600;
+const PORTS: std::ops::Range<u16> = 21400..21500;
 
 fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/mariadb.sh")

@@ -29,6 +29,9 @@ fn size_for(n: usize, sizes: &[usize]) -> usize {
     sizes.iter().copied().find(|size| *size >= n).unwrap_or(sizes[sizes.len() - 1])
 }
 
+/// A row with the `ruid` that is made of its key, and its `id` where that is known.
+type Identified<'r> = (Row<'r>, Ruid, Option<u32>);
+
 pub(super) struct MysqlSession {
     conn: Conn,
     sql: Sql,
@@ -156,7 +159,7 @@ impl MysqlSession {
         Params::Positional(params)
     }
 
-    fn upsert(&mut self, rows: &[(Row<'_>, Ruid, Option<u32>)]) -> mysql::Result<()> {
+    fn upsert(&mut self, rows: &[Identified<'_>]) -> mysql::Result<()> {
         let size = size_for(rows.len(), &SIZES);
         let slot = SIZES.iter().position(|s| *s == size).unwrap_or(0);
         let with_id = rows.first().is_some_and(|(_, _, id)| id.is_some());
@@ -188,11 +191,11 @@ impl MysqlSession {
 
     /// Gives each row what its statement needs besides: in Kamailio's table `ruid`, and `id` where the row stands there.
     /// The first of the result have no `id`; their number.
-    fn identify<'r>(&mut self, rows: &[Row<'r>]) -> mysql::Result<(Vec<(Row<'r>, Ruid, Option<u32>)>, usize)> {
+    fn identify<'r>(&mut self, rows: &[Row<'r>]) -> mysql::Result<(Vec<Identified<'r>>, usize)> {
         if !self.sql.kamailio() {
             return Ok((rows.iter().map(|row| (*row, [0; 35], None)).collect(), rows.len()));
         }
-        let mut found: Vec<(Row<'r>, Ruid, Option<u32>)> = Vec::with_capacity(rows.len());
+        let mut found: Vec<Identified<'r>> = Vec::with_capacity(rows.len());
         let mut unknown = Vec::new();
         for row in rows {
             let made = ruid(&row.key);
@@ -249,7 +252,7 @@ impl MysqlSession {
 
     /// Of rows that waited for long: locks what stands there, drops what is older than that, and gives the rest the time
     /// of now, so that other servers find it.
-    fn keep_winners(&mut self, rows: &mut Vec<(Row<'_>, Ruid, Option<u32>)>, now: u32) -> mysql::Result<()> {
+    fn keep_winners(&mut self, rows: &mut Vec<Identified<'_>>, now: u32) -> mysql::Result<()> {
         let keys: Vec<Key<'_>> = rows.iter().map(|(row, _, _)| row.key).collect();
         let mut lost = vec![false; rows.len()];
         for (chunk, some) in keys.chunks(MOST_KEYS).enumerate() {
