@@ -8,8 +8,10 @@ use std::process::Stdio;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    // Never unloaded: threads of ours, and pointers that osip2 holds, may outlive a dlclose.
-    println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libpartyline.so.0,-z,nodelete");
+    if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os != "windows") {
+        // Never unloaded: threads of ours, and pointers that osip2 holds, may outlive a dlclose.
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libpartyline.so.0,-z,nodelete");
+    }
     // Sanitizer runs have to instrument the glue as well.
     println!("cargo:rerun-if-env-changed=PARTYLINE_SANITIZE");
     println!("cargo:rerun-if-env-changed=OSIP_CFLAGS");
@@ -21,13 +23,22 @@ fn main() {
             println!("cargo:rustc-cfg=osip2");
             compile(
                 "partyline_glue_osip",
-                &["src/osip/glue_engine.c", "src/osip/glue_fields.c", "src/osip/glue_fifo.c", "src/osip/glue_list.c"],
+                &[
+                    "src/osip/glue_engine.c",
+                    "src/osip/glue_fields.c",
+                    "src/osip/glue_fifo.c",
+                    "src/osip/glue_list.c",
+                    "src/osip/glue_resend.c",
+                    "src/osip/glue_stack.c",
+                ],
                 &flags,
             );
+            println!("cargo:rerun-if-changed=include/partyline/partysip.h");
+            compile("partyline_glue_uinfo", &["src/partysip/glue_uinfo.c"], &flags);
         }
         None => println!(
-            "cargo:warning=no osip2 headers (pkg-config libosip2, or OSIP_CFLAGS and OSIP_LIBS): left out are the \
-             osip2 transaction engine and the osip2 fifo"
+            "cargo:warning=no headers of osip2 3.0 or later (pkg-config libosip2, or OSIP_CFLAGS and OSIP_LIBS): left out \
+             are the osip2 transaction engine and the osip2 fifo"
         ),
     }
 }
@@ -49,12 +60,30 @@ fn osip2() -> Option<Vec<String>> {
             (found.include_paths.iter().map(|dir| format!("-I{}", dir.display())).collect(), dirs)
         }
     };
-    if !accepts(&flags, "osip_t o; osip_transaction_t t; int main(void) { return (int)(sizeof o + sizeof t.state); }") {
+    // A warning about a header of osip2's is nobody's business here.
+    for flag in &mut flags {
+        if let Some(dir) = flag.strip_prefix("-I") {
+            *flag = format!("-isystem{dir}");
+        }
+    }
+    // Lists by value: since 3.0.0.
+    if !accepts(&flags, "osip_t o; int main(void) { return o.osip_ict_transactions.nb_elt; }") {
         return None;
     }
+    // Up to 3.x a program says with OSIP_MT that the library has threads; the library always has.
+    const THREADS: &str = "osip_fifo_t f; int main(void) { return f.qislocked != 0; }";
+    if !accepts(&flags, THREADS) {
+        flags.push("-DOSIP_MT".to_string());
+        if !accepts(&flags, THREADS) {
+            return None;
+        }
+    }
     for (feature, source) in [
-        ("PARTYLINE_CREATED_TIME", "int main(void) { osip_transaction_t t; t.created_time.tv_sec = 0; return 0; }"),
-        ("PARTYLINE_SRV_RECORD", "int main(void) { osip_transaction_t t; return (int)sizeof t.record; }"),
+        ("PARTYLINE_CREATED_TIME", "osip_transaction_t t; int main(void) { t.created_time.tv_sec = 0; return 0; }"),
+        ("PARTYLINE_SRV_RECORD", "osip_transaction_t t; int main(void) { return (int)sizeof t.record; }"),
+        ("PARTYLINE_OSIP_MUTEXES", "osip_t o; int main(void) { return o.ict_fastmutex != 0 && o.id_mutex != 0; }"),
+        ("PARTYLINE_OSIP_ID", "osip_t o; int main(void) { return o.transactionid; }"),
+        ("PARTYLINE_FIFO_LIMIT", "osip_fifo_t f; int main(void) { return f.state == osip_full && MAX_LEN > 1; }"),
     ] {
         if accepts(&flags, source) {
             flags.push(format!("-D{feature}"));

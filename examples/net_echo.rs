@@ -1,46 +1,94 @@
-//! Answers every request with 346 fixed bytes through `net`, one thread, over UDP and TCP on one port: what
-//! `c-harness/bench/udp_bare.c` and `tcp_bare.c` do with bare system calls. Their `load` drives both.
+//! Answers every request with 346 fixed bytes through `net`, over UDP and TCP on one port: what
+//! `c-harness/bench/udp_bare.c` and `tcp_bare.c` do with bare system calls. Their `load` drives all of them;
+//! `scripts/bench-transport.py` compares.
 //!
-//!     net_echo PORT [portable]
+//!     net_echo PORT            one thread, its own loop over the reactor
+//!     net_echo PORT portable   the same with the portable system calls
+//!     net_echo PORT sched      a leader/follower pool of two threads over the reactor
+//!     net_echo PORT engine     a whole engine with a registrar in memory, UDP only; ends at the end of its stdin
 //!
 //! Ends at the word QUIT and prints messages, CPU microseconds per message, and what of it was in the kernel.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+use partyline::engine::{Engine, RegistrarOptions, open_registrar};
 use partyline::net::{
     Event, Native, Os, Portable, Reactor, Ready, RecvBatch, SendBatch, StreamOptions, StreamReader, Streams,
     TcpAcceptor, TcpOptions, UdpListener, UdpOptions,
 };
+use partyline::sched::{Leader, Options, Pool, Source};
 
 const ANSWER: [u8; 346] = [b'a'; 346];
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Failure> {
     let mut arguments = std::env::args().skip(1);
-    let port: u16 = arguments.next().ok_or("usage: net_echo PORT [portable]")?.parse()?;
+    let port: u16 = arguments.next().ok_or("usage: net_echo PORT [portable|sched|engine]")?.parse()?;
     match arguments.next().as_deref() {
-        None => serve::<Native>("net_echo", port),
-        Some(_) => serve::<Portable>("net_echo_portable", port),
+        None => alone(Server::<Native>::open(port)?, "net_echo"),
+        Some("portable") => alone(Server::<Portable>::open(port)?, "net_echo_portable"),
+        Some("sched") => in_turn(Server::<Native>::open(port)?),
+        Some("engine") => engine(port),
+        Some(other) => Err(format!("there is no way of serving called {other}").into()),
     }
 }
 
-fn serve<O: Os>(name: &str, port: u16) -> Result<(), Box<dyn std::error::Error>> {
-    let addr = ([127, 0, 0, 1], port).into();
-    let reactor = Reactor::new()?;
-    for listener in UdpListener::bind(addr, &UdpOptions::default())? {
-        reactor.add_udp(listener)?;
+/// What a thread needs while it serves; the others wait in a stack.
+struct Desk<O: Os> {
+    ready: Ready,
+    batch: RecvBatch<O>,
+    out: SendBatch<O>,
+    reader: StreamReader,
+}
+
+struct Server<O: Os> {
+    reactor: Reactor,
+    streams: Arc<Streams>,
+    desks: Mutex<Vec<Desk<O>>>,
+    messages: AtomicU64,
+    quit: AtomicBool,
+}
+
+impl<O: Os> Server<O> {
+    fn open(port: u16) -> Result<Arc<Self>, Failure> {
+        let addr = ([127, 0, 0, 1], port).into();
+        let reactor = Reactor::new()?;
+        for listener in UdpListener::bind(addr, &UdpOptions::default())? {
+            reactor.add_udp(listener)?;
+        }
+        let streams = Streams::new(&reactor, StreamOptions::default(), None)?;
+        reactor.add_tcp(TcpAcceptor::bind(addr, &TcpOptions::default())?)?;
+        Ok(Arc::new(Server {
+            reactor,
+            streams,
+            desks: Mutex::new(Vec::new()),
+            messages: AtomicU64::new(0),
+            quit: AtomicBool::new(false),
+        }))
     }
-    let streams = Streams::new(&reactor, StreamOptions::default(), None)?;
-    reactor.add_tcp(TcpAcceptor::bind(addr, &TcpOptions::default())?)?;
-    let (mut ready, mut batch, mut out, mut reader) =
-        (Ready::new(), RecvBatch::<O>::on(), SendBatch::<O>::on(), StreamReader::new());
-    let (mut messages, mut quit) = (0u64, false);
-    while !quit {
-        reactor.wait(&mut ready, streams.expire_interval())?;
-        streams.expire(Instant::now());
+
+    fn desk() -> Desk<O> {
+        Desk { ready: Ready::new(), batch: RecvBatch::on(), out: SendBatch::on(), reader: StreamReader::new() }
+    }
+
+    /// One wait, and what it brought.
+    fn turn(&self, desk: &mut Desk<O>, timeout: Option<Duration>) {
+        let Desk { ready, batch, out, reader } = desk;
+        let interval = self.streams.expire_interval();
+        let timeout = [timeout, interval].into_iter().flatten().min();
+        self.reactor.wait(ready, timeout).expect("the reactor waits");
+        if interval.is_some() {
+            self.streams.expire(Instant::now());
+        }
+        let (mut messages, mut quit) = (0, false);
         while let Some(event) = ready.pop() {
             match event {
                 Event::Udp(listener) => {
-                    messages += batch.recv(&listener)? as u64;
+                    messages += batch.recv(&listener).unwrap_or(0) as u64;
                     for datagram in batch.datagrams() {
                         quit |= &*datagram.data == b"QUIT";
                         out.push_udp(&listener, &datagram.route(), |b| b.extend_from_slice(&ANSWER));
@@ -48,10 +96,10 @@ fn serve<O: Os>(name: &str, port: u16) -> Result<(), Box<dyn std::error::Error>>
                     out.flush();
                 }
                 Event::Accept(acceptor) => {
-                    streams.accept(&acceptor);
+                    self.streams.accept(&acceptor);
                 }
                 Event::Stream(mut stream) => {
-                    let count = stream.handle(&mut reader, |message| {
+                    let count = stream.handle(reader, |message| {
                         quit |= message.data.starts_with(b"QUIT");
                         out.push_conn(message.conn, |b| b.extend_from_slice(&ANSWER));
                     });
@@ -60,8 +108,60 @@ fn serve<O: Os>(name: &str, port: u16) -> Result<(), Box<dyn std::error::Error>>
                 }
             }
         }
+        self.messages.fetch_add(messages, Ordering::Relaxed);
+        if quit {
+            self.quit.store(true, Ordering::SeqCst);
+        }
     }
-    report(name, messages);
+}
+
+impl Source for Server<Native> {
+    fn lead(&self, leader: &mut Leader<'_>, timeout: Option<Duration>) {
+        let mut desk = self.desks.lock().pop().unwrap_or_else(Self::desk);
+        leader.events_came();
+        self.turn(&mut desk, timeout);
+        self.desks.lock().push(desk);
+    }
+
+    fn wake(&self) {
+        self.reactor.wake();
+    }
+}
+
+fn alone<O: Os>(server: Arc<Server<O>>, name: &str) -> Result<(), Failure> {
+    let mut desk = Server::<O>::desk();
+    while !server.quit.load(Ordering::SeqCst) {
+        server.turn(&mut desk, None);
+    }
+    report(name, server.messages.load(Ordering::Relaxed));
+    Ok(())
+}
+
+fn in_turn(server: Arc<Server<Native>>) -> Result<(), Failure> {
+    let pool = Pool::new(Options::default(), Some(Arc::clone(&server) as Arc<dyn Source>))?;
+    pool.start()?;
+    while !server.quit.load(Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    pool.stop(Duration::from_secs(1));
+    report("net_echo_sched", server.messages.load(Ordering::Relaxed));
+    Ok(())
+}
+
+fn engine(port: u16) -> Result<(), Failure> {
+    let text = |e: partyline::ffi::Error| e.text.into_owned();
+    let registrar = open_registrar(RegistrarOptions::default(), "memory:").map_err(text)?;
+    let engine = Engine::new();
+    engine.listen(&format!("udp:127.0.0.1:{port}")).map_err(text)?;
+    engine.attach(registrar).map_err(text)?;
+    engine.start().map_err(text)?;
+    std::io::stdin().read_line(&mut String::new())?;
+    let figures = engine.figures();
+    if figures.answered * 100 < figures.received * 99 {
+        return Err(format!("{} of {} requests were answered", figures.answered, figures.received).into());
+    }
+    report("engine", figures.answered);
+    engine.stop(Duration::from_secs(1)).map_err(text)?;
     Ok(())
 }
 

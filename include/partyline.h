@@ -77,6 +77,9 @@
 // Threads for work that may block.
 #define PARTYLINE_GROUP_WORKER 1
 
+// One thread for what has time: writing records, say.
+#define PARTYLINE_GROUP_LOG 2
+
 // The request URI.
 #define PARTYLINE_URI_REQUEST 0
 
@@ -144,9 +147,43 @@ typedef struct {
   uint16_t port;
 } partyline_uri;
 
+// Figures of one plugin. Set `size` before the call; a later library may know a longer struct and fills only what `size`
+// covers. Times are in nanoseconds.
+typedef struct {
+  // sizeof(partyline_plugin_stats), set by the caller.
+  size_t size;
+  // 1, set by the library.
+  uint32_t version;
+  // 1: more than one call in a hundred takes longer than `threads.takeover`, so it is called on other threads only.
+  uint32_t blocks;
+  // Calls so far, and calls that run now.
+  uint64_t calls;
+  uint64_t running;
+  // Messages that wait for their turn, and messages that were refused because too many did.
+  uint64_t queued;
+  uint64_t refused;
+  // Calls that took longer than the deadline, those that still run included; the longest of those that have ended.
+  uint64_t overdue;
+  uint64_t longest_ns;
+  // How long messages waited, of those that had to.
+  uint64_t wait_p50_ns;
+  uint64_t wait_p99_ns;
+  // How long calls ran.
+  uint64_t run_p50_ns;
+  uint64_t run_p99_ns;
+} partyline_plugin_stats;
+
 // Looks at a message, and returns PARTYLINE_NEXT, PARTYLINE_DONE or PARTYLINE_PENDING; anything else counts as
 // PARTYLINE_DONE and is reported in the log. A request that nobody answers gets 501 at the end of the chain.
 typedef int (*partyline_callback)(void *user, partyline_message *message);
+
+// Called once for a plugin from a shared object, before its first message: `*user` is the plugin's `user` and may be set.
+// Anything but 0 refuses the plugin (on a reload: the old version goes on).
+typedef int (*partyline_start_callback)(partyline_engine *engine, void **user);
+
+// Called once for a plugin from a shared object when its last call has ended, before its code is unmapped: it ends the
+// plugin's own threads and cancels its timers.
+typedef void (*partyline_stop_callback)(void *user);
 
 // What a plugin is. Set all to zero first, then `size`; fields that a later version adds are then zero.
 typedef struct {
@@ -169,6 +206,10 @@ typedef struct {
   uint32_t deadline_ms;
   // Most calls at once (PARTYLINE_PARALLEL and keyed); 0: no bound but the number of threads.
   uint32_t concurrency;
+  // For a shared object; may be NULL.
+  partyline_start_callback start;
+  // For a shared object; may be NULL.
+  partyline_stop_callback stop;
 } partyline_plugin;
 
 // What the pool has done and holds, over all threads. `allocated` = `freed` + `live` in every reading. Set `size`
@@ -423,9 +464,37 @@ int partyline_send(partyline_engine *engine,
                    const char *bytes,
                    size_t length);
 
+// Adds a plugin from a shared object to the engine's chain, before partyline_engine_start(): a file that exports
+// `const partyline_plugin partyline_plugin_descriptor`. It is loaded from a private copy, so the file may be replaced or
+// overwritten at any time. PARTYLINE_EIO: there is no such file, it is cut off, or the loader refused it;
+// PARTYLINE_EINVAL: it exports no descriptor, or one that partyline_plugin_register() would refuse; PARTYLINE_ESTATE: its
+// `start` refused, or the engine was started already.
+int partyline_plugin_load(partyline_engine *engine,
+                          const char *path);
+
+// Exchanges a loaded plugin's code while the engine serves. `path` NULL: the file that it was loaded from, as it is now.
+// The new version is loaded first; one that cannot be loaded, whose `start` refuses, or that differs in name, policy,
+// phase, methods or concurrency leaves the old one in place. Then messages for the plugin wait, running calls end (at most
+// `wait_ms` milliseconds), and what waited, and what the old version has deferred and not finished, goes to the new one;
+// no request is lost. Handles of messages that went over are not valid any more. Returns how many calls still run in the
+// old code: it stays until the last of them has ended. PARTYLINE_ENOTFOUND: no such plugin. PARTYLINE_ESTATE: it was
+// registered by the program, the engine does not run, or called on a thread of PARTYLINE_GROUP_IO (all callbacks are).
+int partyline_plugin_reload(partyline_engine *engine,
+                            const char *name,
+                            const char *path,
+                            uint32_t wait_ms);
+
+// Fills `stats`, whose `size` the caller has set. PARTYLINE_ENOTFOUND: no such plugin; PARTYLINE_ESTATE: the engine is not
+// started yet; PARTYLINE_EINVAL: a size smaller than the first three fields.
+int partyline_plugin_stats_get(partyline_engine *engine,
+                               const char *name,
+                               partyline_plugin_stats *stats);
+
 // Adds a plugin to the engine's chain, before partyline_engine_start(). The struct is copied.
-// PARTYLINE_EINVAL: a size or version that is not known, no name, no callback, an unknown policy, phase or method list.
-int partyline_plugin_register(partyline_engine *engine, const partyline_plugin *plugin);
+// PARTYLINE_EINVAL: a size or version that is not known, no name, no callback, an unknown policy, phase or method list, or
+// `start` or `stop`, which are for shared objects.
+int partyline_plugin_register(partyline_engine *engine,
+                              const partyline_plugin *plugin);
 
 // Memory from the pool, at least `size` bytes, aligned to 16 (to 8 where `size` is 8 or less). Not zeroed. NULL with
 // errno ENOMEM when there is none, or past the limit. Give it back with partyline_free(), osip_free() or, where

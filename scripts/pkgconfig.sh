@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes partyline.pc and partyline-static.pc: scripts/pkgconfig.sh LIBDIR INCLUDEDIR INTO
+# Writes partyline.pc, partyline-static.pc and partyline-partysip.pc: scripts/pkgconfig.sh LIBDIR INCLUDEDIR INTO
 set -euo pipefail
 libdir=$1 includedir=$2 into=$3
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml" | head -1)
@@ -28,4 +28,16 @@ Description: Partyline as an archive; name it before libosip2
 Version: $version
 Cflags: -I\${includedir}
 Libs: -Wl,--allow-multiple-definition -Wl,-u,partyline_constructor -Wl,-u,osip_transaction_execute,-u,osip_gettimeofday,-u,osip_sem_trywait,-u,osip_fifo_init \${libdir}/libpartyline.a -lpthread -ldl -lm -lgcc_s
+PC
+# One token up to --no-whole-archive: libtool sorts separate ones apart. In front of partysip's own objects, where automake puts
+# LDFLAGS, the archive's definitions come first and win, also for calls inside one of partysip's objects.
+cat >"$into/partyline-partysip.pc" <<PC
+libdir=$libdir
+includedir=$includedir
+
+Name: partyline-partysip
+Description: Partyline in partysip's place: relink partysip with these LDFLAGS (docs/partysip.md)
+Version: $version
+Cflags: -I\${includedir}
+Libs: -Wl,--allow-multiple-definition,--whole-archive,\${libdir}/libpartyline_partysip.a,--no-whole-archive -L\${libdir} -Wl,--push-state,--no-as-needed -lpartyline -Wl,--pop-state
 PC

@@ -26,9 +26,31 @@ fn memory_by_its_exported_names() {
     run("pool_api", &[]);
 }
 
+/// The short form of `make soak-pool`, which says what it does.
+#[test]
+fn pool_under_everything_at_once() {
+    run("soak_pool", &["3", "4", "7"]);
+}
+
+#[test]
+fn a_server_goes_on_past_the_pools_limit() {
+    run("limit_flow", &[]);
+}
+
 #[test]
 fn plugins() {
     run("plugins", &[]);
+}
+
+#[test]
+fn plugins_from_files_and_their_exchange_under_load() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/harness/tests/modules");
+    run("reload", &[folder.to_str().unwrap()]);
+}
+
+#[test]
+fn a_plugin_that_blocks_and_who_is_refused() {
+    run("overload", &[]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The registrar on a real MariaDB, also while it is killed.
 
+#[allow(dead_code, reason = "other tests use the rest")]
 mod common {
     pub mod mariadb;
 }

@@ -5,7 +5,7 @@
 #![cfg(loom)]
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::sync::{Condvar, Mutex};
@@ -53,6 +53,8 @@ enum Job {
 }
 
 struct World {
+    /// The leader makes calls itself; else it promotes before.
+    lazy: bool,
     crew: Crew<Job>,
     /// Events of the source, the last one first, and whether somebody was woken.
     source: Mutex<(Vec<Job>, bool)>,
@@ -65,8 +67,14 @@ struct World {
 
 impl World {
     fn new(min: usize, max: usize, leads: bool, events: Vec<Job>) -> Arc<Self> {
+        Self::with(min, max, leads, events, false)
+    }
+
+    fn with(min: usize, max: usize, leads: bool, events: Vec<Job>, lazy: bool) -> Arc<Self> {
+        let takeover = Duration::from_millis(u64::from(lazy));
         Arc::new(World {
-            crew: Crew::new(Limits { min, max, batch: 1, queue: 8, leads }),
+            lazy,
+            crew: Crew::new(Limits { min, max, batch: 1, queue: 8, leads, takeover }),
             source: Mutex::new((events, false)),
             some: Condvar::new(),
             in_source: AtomicBool::new(false),
@@ -131,6 +139,15 @@ impl World {
                 }
             }
             let Some(event) = self.wait() else { continue };
+            if self.lazy {
+                let (token, errand) = self.crew.lend(Instant::now()).expect("this crew lends");
+                self.errand(errand);
+                self.run(event);
+                if !self.crew.reclaim(token) {
+                    return;
+                }
+                continue;
+            }
             if event == Job::Second {
                 // Cannot block: the leader handles it itself.
                 self.run(event);
@@ -278,6 +295,44 @@ fn a_start_that_fails_leaves_no_task_behind() {
             world.errand(more);
         }
         world.end(1);
+    });
+}
+
+#[test]
+fn leadership_is_taken_from_a_call_that_blocks_by_the_parked_thread() {
+    check(3, || {
+        let world = World::with(2, 2, true, vec![Job::Second, Job::First], true);
+        world.open();
+        world.end(2);
+    });
+}
+
+#[test]
+fn a_sentinel_is_started_where_nobody_is_parked() {
+    check(2, || {
+        let world = World::with(1, 2, true, vec![Job::Second, Job::First], true);
+        world.open();
+        world.end(2);
+    });
+}
+
+#[test]
+fn the_sentinel_that_is_called_away_for_a_task_leaves_another_watch() {
+    check(2, || {
+        // The task blocks until the second event is handled, and so does the first event.
+        let world = World::with(2, 3, true, vec![Job::Second, Job::First], true);
+        world.open();
+        world.submit(Job::First);
+        world.end(3);
+    });
+}
+
+#[test]
+fn one_call_after_another_and_a_sentinel_that_goes_off_duty_in_between() {
+    check(2, || {
+        let world = World::with(2, 2, true, vec![Job::Second, Job::First, Job::Plain], true);
+        world.open();
+        world.end(3);
     });
 }
 

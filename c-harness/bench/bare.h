@@ -33,7 +33,7 @@ static double now(void) {
 }
 
 /* One line: messages, CPU microseconds per message, and what of it was in the kernel. */
-static void report(const char *name, unsigned long messages) {
+__attribute__((unused)) static void report(const char *name, unsigned long messages) {
     struct rusage use;
     getrusage(RUSAGE_SELF, &use);
     double user = (double)use.ru_utime.tv_sec + (double)use.ru_utime.tv_usec / 1e6;
@@ -42,7 +42,7 @@ static void report(const char *name, unsigned long messages) {
            (user + kernel) * 1e6 / (double)messages, user * 1e6 / (double)messages, kernel * 1e6 / (double)messages);
 }
 
-static struct sockaddr_in loopback(int port) {
+__attribute__((unused)) static struct sockaddr_in loopback(int port) {
     struct sockaddr_in a;
     memset(&a, 0, sizeof a);
     a.sin_family = AF_INET;
@@ -52,8 +52,8 @@ static struct sockaddr_in loopback(int port) {
 }
 
 /* A request whose Content-Length is 0, padded to ASK bytes. */
-static void make_request(char *out) {
-    const char *head = "REGISTER sip:example.com SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1:5070;branch=z9hG4bK-1-2-3\r\n"
+__attribute__((unused)) static void make_request(char *out) {
+    const char *head = "REGISTER sip:example.com SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1:5070;rport;branch=z9hG4bK-1-2-3\r\n"
                        "From: <sip:user@example.com>;tag=1\r\nTo: <sip:user@example.com>\r\nCall-ID: 1-2@127.0.0.1\r\n"
                        "CSeq: 1 REGISTER\r\nContact: <sip:user@127.0.0.1:5070>\r\nMax-Forwards: 70\r\nExpires: 3600\r\n"
                        "Content-Length: 0\r\nUser-Agent: ";

@@ -12,6 +12,9 @@ pub const PARTYLINE_GROUP_IO: c_int = 0;
 /// Threads for work that may block.
 pub const PARTYLINE_GROUP_WORKER: c_int = 1;
 
+/// One thread for what has time: writing records, say.
+pub const PARTYLINE_GROUP_LOG: c_int = 2;
+
 /// What runs on a thread of a group.
 pub type partyline_function = Option<unsafe extern "C" fn(user: *mut c_void)>;
 
@@ -42,6 +45,7 @@ fn group(group: c_int) -> Result<Group, ffi::Error> {
     match group {
         PARTYLINE_GROUP_IO => Ok(Group::Io),
         PARTYLINE_GROUP_WORKER => Ok(Group::Worker),
+        PARTYLINE_GROUP_LOG => Ok(Group::Log),
         other => Err(ffi::Error::invalid(format!("there is no thread group {other}"))),
     }
 }

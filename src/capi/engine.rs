@@ -16,7 +16,7 @@ pub struct partyline_engine {
 
 pub(super) static ENGINES: HandleTable<Arc<Engine>> = HandleTable::new(Kind::Engine);
 
-pub(super) fn engine(handle: *const partyline_engine) -> Result<Arc<Engine>, ffi::Error> {
+pub(crate) fn engine(handle: *const partyline_engine) -> Result<Arc<Engine>, ffi::Error> {
     let engine = ENGINES.get(handle as usize)?;
     engine.check_process()?;
     Ok(engine)
@@ -42,11 +42,15 @@ pub unsafe extern "C" fn partyline_engine_set(
     name: *const c_char,
     value: *const c_char,
 ) -> c_int {
+    let handle = engine;
     entry("partyline_engine_set", || {
         let engine = self::engine(engine)?;
         // SAFETY: two strings that live during the call.
         let (name, value) = unsafe { (ffi::text(name, "name")?, ffi::text(value, "value")?) };
         engine.set(name, value)?;
+        if name == "plugin" && !value.trim().is_empty() {
+            super::module::load(handle, &engine, value.trim())?;
+        }
         Ok(PARTYLINE_OK)
     })
 }

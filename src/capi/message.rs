@@ -20,7 +20,7 @@ pub struct partyline_message {
     _opaque: [u8; 0],
 }
 
-static TICKETS: HandleTable<Arc<Ticket>> = HandleTable::new(Kind::Ticket);
+pub(super) static TICKETS: HandleTable<Arc<Ticket>> = HandleTable::new(Kind::Ticket);
 
 thread_local! {
     static CURRENT: Cell<(usize, *mut Exchange<'static>)> = const { Cell::new((0, ptr::null_mut())) };
@@ -305,7 +305,9 @@ pub unsafe extern "C" fn partyline_message_defer(
             return Err(Error::new(Code::State, "this message is deferred already"));
         }
         let ticket = with(message, |m| m.defer())?;
-        out.write(TICKETS.insert(Arc::new(ticket)) as *mut partyline_message);
+        let handle = TICKETS.insert(Arc::clone(&ticket));
+        ticket.set_name(handle);
+        out.write(handle as *mut partyline_message);
         Ok(PARTYLINE_OK)
     })
 }

@@ -7,11 +7,12 @@
 #![allow(non_camel_case_types, clippy::missing_safety_doc)]
 
 mod clock;
-mod engine;
+pub(crate) mod engine;
 mod message;
+mod module;
 mod plugin;
 mod pool;
-mod registrar;
+pub(crate) mod registrar;
 mod stats;
 
 use std::ffi::{c_char, c_int};

@@ -1,4 +1,4 @@
-//! Plugins: C callbacks in the engine's chain.
+//! Plugins: C callbacks in the engine's chain. Those in shared objects: `module`.
 
 use std::ffi::{c_char, c_int, c_void};
 
@@ -36,6 +36,14 @@ pub const PARTYLINE_LAST: c_int = 2;
 /// PARTYLINE_DONE and is reported in the log. A request that nobody answers gets 501 at the end of the chain.
 pub type partyline_callback = Option<unsafe extern "C" fn(user: *mut c_void, message: *mut partyline_message) -> c_int>;
 
+/// Called once for a plugin from a shared object, before its first message: `*user` is the plugin's `user` and may be set.
+/// Anything but 0 refuses the plugin (on a reload: the old version goes on).
+pub type partyline_start_callback =
+    Option<unsafe extern "C" fn(engine: *mut partyline_engine, user: *mut *mut c_void) -> c_int>;
+/// Called once for a plugin from a shared object when its last call has ended, before its code is unmapped: it ends the
+/// plugin's own threads and cancels its timers.
+pub type partyline_stop_callback = Option<unsafe extern "C" fn(user: *mut c_void)>;
+
 /// What a plugin is. Set all to zero first, then `size`; fields that a later version adds are then zero.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -50,7 +58,8 @@ pub struct partyline_plugin {
     pub phase: c_int,
     /// The plugin's name, for the log and the statistics; copied.
     pub name: *const c_char,
-    /// The methods that it wants to see, separated by commas, "REGISTER,OPTIONS"; NULL: all requests. Copied.
+    /// The methods that it wants to see, separated by commas, "REGISTER,OPTIONS"; all but these: "!REGISTER"; NULL: all.
+    /// Responses are seen as their CSeq says. Copied.
     pub methods: *const c_char,
     pub callback: partyline_callback,
     /// Passed to the callback. It has to live until partyline_engine_free().
@@ -59,11 +68,18 @@ pub struct partyline_plugin {
     pub deadline_ms: u32,
     /// Most calls at once (PARTYLINE_PARALLEL and keyed); 0: no bound but the number of threads.
     pub concurrency: u32,
+    /// For a shared object; may be NULL.
+    pub start: partyline_start_callback,
+    /// For a shared object; may be NULL.
+    pub stop: partyline_stop_callback,
 }
 
-struct Callback {
-    function: unsafe extern "C" fn(*mut c_void, *mut partyline_message) -> c_int,
-    user: *mut c_void,
+/// The struct before `start` was added; programs that were compiled then go on.
+const FIRST_SIZE: usize = std::mem::offset_of!(partyline_plugin, start);
+
+pub(super) struct Callback {
+    pub function: unsafe extern "C" fn(*mut c_void, *mut partyline_message) -> c_int,
+    pub user: *mut c_void,
 }
 
 // SAFETY: the pointer is never used here, only handed back to the caller's function, which the header says may be called
@@ -89,8 +105,69 @@ impl Handler for Callback {
     }
 }
 
+/// Reads a description and makes a plugin of it, with the handler that `handler` makes of its function.
+///
+/// # Safety
+/// `plugin` is NULL or points to a struct of its own `size`, with strings that live during the call.
+pub(super) unsafe fn read(
+    plugin: *const partyline_plugin,
+    handler: impl FnOnce(&partyline_plugin, Callback) -> Result<Box<dyn Handler>, ffi::Error>,
+) -> Result<Plugin, ffi::Error> {
+    if plugin.is_null() {
+        return Err(ffi::Error::invalid("plugin is NULL"));
+    }
+    // SAFETY: not NULL, and its first field can be read whatever the version.
+    let size = unsafe { (*plugin).size };
+    let known = size_of::<partyline_plugin>();
+    if size != known && size != FIRST_SIZE {
+        return Err(ffi::Error::invalid(format!("plugin.size is {size}, this library knows {known}")));
+    }
+    let mut copy = std::mem::MaybeUninit::<partyline_plugin>::zeroed();
+    // SAFETY: it has `size` bytes, by the caller's contract, and the copy has as many or more. Its fields are numbers and
+    // pointers, for which zero is a value.
+    let plugin = unsafe {
+        std::ptr::copy_nonoverlapping(plugin.cast::<u8>(), copy.as_mut_ptr().cast(), size);
+        copy.assume_init()
+    };
+    if plugin.version != 1 {
+        return Err(ffi::Error::invalid(format!("plugin.version is {}, this library knows 1", plugin.version)));
+    }
+    // SAFETY: strings that live during the call.
+    let name = unsafe { ffi::text(plugin.name, "plugin.name") }?;
+    let methods = if plugin.methods.is_null() {
+        Methods::all()
+    } else {
+        // SAFETY: as above.
+        Methods::parse(unsafe { ffi::text(plugin.methods, "plugin.methods") }?)?
+    };
+    let policy = match plugin.policy {
+        PARTYLINE_SERIAL => Policy::Serial,
+        PARTYLINE_KEYED_CALL_ID => Policy::KeyedByCallId,
+        PARTYLINE_KEYED_AOR => Policy::KeyedByAor,
+        PARTYLINE_PARALLEL => Policy::Parallel,
+        other => return Err(ffi::Error::invalid(format!("plugin.policy is {other}"))),
+    };
+    let phase = match plugin.phase {
+        PARTYLINE_FIRST => Phase::First,
+        PARTYLINE_NORMAL => Phase::Normal,
+        PARTYLINE_LAST => Phase::Last,
+        other => return Err(ffi::Error::invalid(format!("plugin.phase is {other}"))),
+    };
+    let function = plugin.callback.ok_or_else(|| ffi::Error::invalid("plugin.callback is NULL"))?;
+    Ok(Plugin {
+        name: name.to_owned(),
+        policy,
+        phase,
+        methods,
+        deadline_ms: plugin.deadline_ms,
+        concurrency: plugin.concurrency,
+        handler: handler(&plugin, Callback { function, user: plugin.user })?,
+    })
+}
+
 /// Adds a plugin to the engine's chain, before partyline_engine_start(). The struct is copied.
-/// PARTYLINE_EINVAL: a size or version that is not known, no name, no callback, an unknown policy, phase or method list.
+/// PARTYLINE_EINVAL: a size or version that is not known, no name, no callback, an unknown policy, phase or method list, or
+/// `start` or `stop`, which are for shared objects.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn partyline_plugin_register(
     engine: *mut partyline_engine,
@@ -98,51 +175,16 @@ pub unsafe extern "C" fn partyline_plugin_register(
 ) -> c_int {
     entry("partyline_plugin_register", || {
         let engine = self::engine(engine)?;
-        if plugin.is_null() {
-            return Err(ffi::Error::invalid("plugin is NULL"));
-        }
-        // SAFETY: not NULL, and its first field can be read whatever the version.
-        let size = unsafe { (*plugin).size };
-        if size != size_of::<partyline_plugin>() {
-            let known = size_of::<partyline_plugin>();
-            return Err(ffi::Error::invalid(format!("plugin.size is {size}, this library knows {known}")));
-        }
-        // SAFETY: it has the size of the struct, so it was compiled against this header.
-        let plugin = unsafe { plugin.read() };
-        if plugin.version != 1 {
-            return Err(ffi::Error::invalid(format!("plugin.version is {}, this library knows 1", plugin.version)));
-        }
-        // SAFETY: strings that live during the call.
-        let name = unsafe { ffi::text(plugin.name, "plugin.name") }?;
-        let methods = if plugin.methods.is_null() {
-            Methods::all()
-        } else {
-            // SAFETY: as above.
-            Methods::parse(unsafe { ffi::text(plugin.methods, "plugin.methods") }?)?
-        };
-        let policy = match plugin.policy {
-            PARTYLINE_SERIAL => Policy::Serial,
-            PARTYLINE_KEYED_CALL_ID => Policy::KeyedByCallId,
-            PARTYLINE_KEYED_AOR => Policy::KeyedByAor,
-            PARTYLINE_PARALLEL => Policy::Parallel,
-            other => return Err(ffi::Error::invalid(format!("plugin.policy is {other}"))),
-        };
-        let phase = match plugin.phase {
-            PARTYLINE_FIRST => Phase::First,
-            PARTYLINE_NORMAL => Phase::Normal,
-            PARTYLINE_LAST => Phase::Last,
-            other => return Err(ffi::Error::invalid(format!("plugin.phase is {other}"))),
-        };
-        let function = plugin.callback.ok_or_else(|| ffi::Error::invalid("plugin.callback is NULL"))?;
-        engine.plug(Plugin {
-            name: name.to_owned(),
-            policy,
-            phase,
-            methods,
-            deadline_ms: plugin.deadline_ms,
-            concurrency: plugin.concurrency,
-            handler: Box::new(Callback { function, user: plugin.user }),
-        })?;
+        // SAFETY: the caller's struct, as the comment says.
+        let plugin = unsafe {
+            read(plugin, |described, callback| {
+                if described.start.is_some() || described.stop.is_some() {
+                    return Err(ffi::Error::invalid("plugin.start and plugin.stop are for shared objects"));
+                }
+                Ok(Box::new(callback))
+            })
+        }?;
+        engine.plug(plugin)?;
         Ok(PARTYLINE_OK)
     })
 }

@@ -35,6 +35,11 @@ impl Holder {
 
 pub(super) static REGISTRARS: HandleTable<Arc<Holder>> = HandleTable::new(Kind::Registrar);
 
+/// What a handle stands for, once it is open.
+pub(crate) fn opened(handle: *const partyline_registrar) -> Result<Arc<Bindings>, Error> {
+    REGISTRARS.get(handle as usize)?.opened()
+}
+
 /// Makes a registrar with default options; nothing is opened. Free it with partyline_registrar_free().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn partyline_registrar_new(registrar: *mut *mut partyline_registrar) -> c_int {

@@ -6,6 +6,7 @@ use super::bindings::RegistrarOptions;
 use super::settings::{Setting, apply, document, number, show_switch, show_time, switch, time};
 use crate::ffi::Error;
 use crate::net::{FramerLimits, StreamOptions};
+use crate::registrar::store::{Identifier, Schema, TimeForm};
 use crate::registrar::{AuthMode, Mode, WhenBrief, WhenFull};
 use crate::sip::digest::Algorithm;
 
@@ -16,10 +17,15 @@ pub struct Config {
     pub threads_max: usize,
     pub threads_batch: usize,
     pub keep_alive: Duration,
+    pub takeover: Duration,
     pub worker_threads: usize,
     pub queue_limit: usize,
     pub strand_limit: usize,
     pub deferred_limit: usize,
+    pub overload_high: usize,
+    pub overload_low: usize,
+    /// The one that was named last; the room `capi` loads them.
+    pub plugin: String,
     pub watchdog: Duration,
     pub udp_sockets: usize,
     pub udp_receive_buffer: usize,
@@ -41,10 +47,14 @@ impl Default for Config {
             threads_max: 64,
             threads_batch: 2,
             keep_alive: Duration::from_secs(30),
+            takeover: Duration::from_millis(1),
             worker_threads: 8,
             queue_limit: 65_536,
             strand_limit: 1_024,
             deferred_limit: 100_000,
+            overload_high: 8_192,
+            overload_low: 4_096,
+            plugin: String::new(),
             watchdog: Duration::from_secs(5),
             udp_sockets: 1,
             udp_receive_buffer: 4 << 20,
@@ -98,6 +108,12 @@ pub const ENGINE: &[Setting<Config>] = &[
         show: |c| show_time(c.keep_alive),
     },
     Setting {
+        name: "threads.takeover",
+        help: "How long a plugin's call may keep the thread that reads the sockets from reading; then another thread does. A plugin of whose calls more than 1 % take longer is called on other threads only. 0ms: each message is called on a thread that does not read.",
+        set: |c, v| time(v, Duration::ZERO, Duration::from_secs(1)).map(|t| c.takeover = t),
+        show: |c| show_time(c.takeover),
+    },
+    Setting {
         name: "worker.threads",
         help: "The most threads of the group WORKER (partyline_post, timers); they start when needed.",
         set: |c, v| number(v, 1, 1024).map(|n| c.worker_threads = n),
@@ -120,6 +136,27 @@ pub const ENGINE: &[Setting<Config>] = &[
         help: "Messages that plugins may keep deferred at once; past it partyline_message_defer gives PARTYLINE_EFULL.",
         set: |c, v| number(v, 1, 100_000_000).map(|n| c.deferred_limit = n),
         show: |c| c.deferred_limit.to_string(),
+    },
+    Setting {
+        name: "overload.high",
+        help: "When so many messages wait for plugins and threads, new requests get 503 with Retry-After at once; responses, ACK, CANCEL and requests within a dialog are taken up to `queue_limit`, and go before others.",
+        set: |c, v| number(v, 1, 10_000_000).map(|n| c.overload_high = n),
+        show: |c| c.overload_high.to_string(),
+    },
+    Setting {
+        name: "overload.low",
+        help: "When no more than so many wait again, the overload is over.",
+        set: |c, v| number(v, 0, 10_000_000).map(|n| c.overload_low = n),
+        show: |c| c.overload_low.to_string(),
+    },
+    Setting {
+        name: "plugin",
+        help: "A shared object that is loaded as a plugin at once, as by partyline_plugin_load(); set once for each.",
+        set: |c, v| {
+            v.clone_into(&mut c.plugin);
+            Ok(())
+        },
+        show: |c| c.plugin.clone(),
     },
     Setting {
         name: "watchdog",
@@ -421,6 +458,100 @@ pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
         show: |c| show_switch(c.0.preload),
     },
     Setting {
+        name: "shared",
+        help: "Other servers write the same table (MySQL): removed bindings stay for a minute as rows whose time is over, newer rows of others are kept, and their changes are asked for. Each server needs its own `server_id`.",
+        set: |c, v| switch(v).map(|on| c.0.store.shared = on),
+        show: |c| show_switch(c.0.store.shared),
+    },
+    Setting {
+        name: "server_id",
+        help: "Written into each row's server_id; with `shared` from 1 on, and no two servers the same.",
+        set: |c, v| number(v, 0, i32::MAX as u32).map(|n| c.0.store.server_id = n),
+        show: |c| c.0.store.server_id.to_string(),
+    },
+    Setting {
+        name: "poll_interval",
+        help: "With `shared`: how often the other servers' changes are asked for.",
+        set: |c, v| time(v, Duration::from_millis(10), HOUR).map(|t| c.0.poll_interval = t),
+        show: |c| show_time(c.0.poll_interval),
+    },
+    Setting {
+        name: "schema",
+        help: "own (created when missing), or kamailio: the tables of Kamailio 5.6 to 5.8 as they stand (MySQL).",
+        set: |c, v| match v {
+            "own" => {
+                c.0.store.layout.schema = Schema::Own;
+                Ok(())
+            }
+            "kamailio" => {
+                c.0.store.layout.schema = Schema::Kamailio;
+                Ok(())
+            }
+            _ => Err("give own or kamailio".into()),
+        },
+        show: |c| {
+            match c.0.store.layout.schema {
+                Schema::Own => "own",
+                Schema::Kamailio => "kamailio",
+            }
+            .into()
+        },
+    },
+    Setting {
+        name: "columns",
+        help: "With schema kamailio: columns that have other names, as `location.contact=uri,subscriber.ha1=secret`.",
+        set: |c, v| c.0.store.layout.set_columns(v).map_err(|e| e.to_string()),
+        show: |c| c.0.store.layout.columns(),
+    },
+    Setting {
+        name: "time_form",
+        help: "How expires and last_modified are held: schema (own epoch, kamailio datetime), epoch, datetime.",
+        set: |c, v| match v {
+            "schema" => {
+                c.0.store.layout.time = None;
+                Ok(())
+            }
+            "epoch" => {
+                c.0.store.layout.time = Some(TimeForm::Epoch);
+                Ok(())
+            }
+            "datetime" => {
+                c.0.store.layout.time = Some(TimeForm::DateTime);
+                Ok(())
+            }
+            _ => Err("give schema, epoch or datetime".into()),
+        },
+        show: |c| {
+            match c.0.store.layout.time {
+                None => "schema",
+                Some(TimeForm::Epoch) => "epoch",
+                Some(TimeForm::DateTime) => "datetime",
+            }
+            .into()
+        },
+    },
+    Setting {
+        name: "time_zone",
+        help: "The time zone of DATETIME columns, as the database names it: SYSTEM, +01:00, Europe/Berlin. Kamailio writes its machine's local time.",
+        set: |c, v| {
+            v.clone_into(&mut c.0.store.layout.time_zone);
+            Ok(())
+        },
+        show: |c| c.0.store.layout.time_zone.clone(),
+    },
+    Setting {
+        name: "table.location",
+        help: "The name of the table of bindings.",
+        set: |c, v| Identifier::new(v).map(|n| c.0.store.tables.location = n).map_err(|e| e.to_string()),
+        show: |c| c.0.store.tables.location.as_str().into(),
+    },
+    Setting {
+        name: "table.subscriber",
+        help: "The name of the table of users.",
+        set: |c, v| Identifier::new(v).map(|n| c.0.store.tables.subscriber = n).map_err(|e| e.to_string()),
+        show: |c| c.0.store.tables.subscriber.as_str().into(),
+    },
+    Setting {
         name: "known_empty",
         help: "Without `preload`: addresses-of-record that are remembered to have no bindings.",
         set: |c, v| number(v, 0, 100000000).map(|n| c.0.known_empty = n),
@@ -461,6 +592,27 @@ pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
         help: "How long a REGISTER may wait for its commit, or to be loaded; then 503.",
         set: |c, v| time(v, Duration::from_millis(10), HOUR).map(|t| c.0.commit_timeout = t),
         show: |c| show_time(c.0.commit_timeout),
+    },
+    Setting {
+        name: "spool",
+        help: "A SQLite file that keeps what write_through answered while the database is away, until the database has it; empty: none, a REGISTER waits `commit_timeout` and gets 503.",
+        set: |c, v| {
+            v.clone_into(&mut c.0.spool);
+            Ok(())
+        },
+        show: |c| c.0.spool.clone(),
+    },
+    Setting {
+        name: "spool_after",
+        help: "A batch that the database has not committed after this time goes into the spool.",
+        set: |c, v| time(v, MILLI, HOUR).map(|t| c.0.spool_after = t),
+        show: |c| show_time(c.0.spool_after),
+    },
+    Setting {
+        name: "spool_limit",
+        help: "Changes that the spool may hold; past it requests wait for the database again.",
+        set: |c, v| number(v, 1, 4_000_000_000u32).map(|n| c.0.spool_limit = n.into()),
+        show: |c| c.0.spool_limit.to_string(),
     },
     Setting {
         name: "load_queue",

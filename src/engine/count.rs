@@ -15,15 +15,18 @@ pub enum Dropped {
     Response,
     /// An ACK that no plugin took: it is never answered.
     Ack,
+    /// An ACK or a response for which a bound left no room.
+    Overload,
 }
 
 impl Dropped {
-    const ALL: [(Dropped, &str); 5] = [
+    const ALL: [(Dropped, &str); 6] = [
         (Dropped::KeepAlive, "keepalive"),
         (Dropped::TooLong, "too_long"),
         (Dropped::Unanswerable, "unanswerable"),
         (Dropped::Response, "response"),
         (Dropped::Ack, "ack"),
+        (Dropped::Overload, "overload"),
     ];
 }
 
@@ -35,12 +38,12 @@ pub struct Count {
     pub malformed: Counter,
     /// Requests refused because a bound was reached.
     pub overload: Counter,
-    /// Plugin calls longer than their deadline.
-    pub slow_calls: Counter,
     /// Messages that plugins hold.
     pub deferred: Gauge,
     /// Messages and answers that wait for the database.
     pub waiting: Gauge,
+    /// Messages that wait for a thread.
+    pub queued: Gauge,
     dropped: [Counter; Dropped::ALL.len()],
 }
 
@@ -57,8 +60,9 @@ impl Count {
         out.counter("partyline_answered_total", "Requests with a final answer.", &[], self.answered.get());
         out.counter("partyline_malformed_total", "Requests that could not be understood.", &[], self.malformed.get());
         out.counter("partyline_overload_total", "Requests refused at a bound.", &[], self.overload.get());
-        out.counter("partyline_slow_calls_total", "Plugin calls past their deadline.", &[], self.slow_calls.get());
         out.gauge("partyline_deferred", "Messages that plugins hold.", &[], self.deferred.get() as f64);
+        let queued = self.queued.get() as f64;
+        out.gauge("partyline_queued", "Messages that wait for a thread.", &[], queued);
         let waiting = self.waiting.get() as f64;
         out.gauge("partyline_waiting", "Messages and answers that wait for the database.", &[], waiting);
         for (why, reason) in Dropped::ALL {

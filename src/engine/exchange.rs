@@ -9,14 +9,18 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::ffi::{Code, Error};
 use crate::net::{Conn, Ends, ReplyTo, SendBatch, UdpListener, UdpRoute};
+use crate::sched::{Class, Lane, Leader};
 use crate::sip::{HeaderName, Message, Method, Response, Uri};
 
-use super::core::{Backlog, Core};
+use super::backlog::Backlog;
+use super::core::Core;
+use super::count::Dropped;
 
 /// Where a message came from, borrowed while it is in a batch.
 #[derive(Clone, Copy)]
@@ -150,10 +154,14 @@ pub struct Exchange<'a> {
     pub(super) answered: bool,
     /// Somebody else owns the rest of its way.
     pub(super) handed_on: bool,
+    /// Under overload: goes before others where it has to wait.
+    pub(super) lane: Lane,
     /// It is on a thread of its own, with no batch behind it.
     pub(super) alone: bool,
     /// The batch that waits behind it.
     pub(super) backlog: Option<&'a Arc<Backlog>>,
+    /// The thread leads while it makes the call, if the call is short.
+    pub(super) leader: Option<&'a Leader<'a>>,
 }
 
 /// Which of a message's URIs.
@@ -180,6 +188,7 @@ pub struct Kept {
     pub(super) step: usize,
     pub(super) rounds: u8,
     pub(super) admitted: Option<Admitted>,
+    pub(super) lane: Lane,
 }
 
 /// How the registrar has let a sender in.
@@ -208,8 +217,10 @@ impl<'a> Exchange<'a> {
             admitted: None,
             answered: false,
             handed_on: false,
+            lane: Lane::Normal,
             alone: false,
             backlog: None,
+            leader: None,
         }
     }
 
@@ -299,9 +310,13 @@ impl<'a> Exchange<'a> {
 
     /// Refuses the request because a bound is reached: 503 with Retry-After; what cannot be answered is dropped.
     pub(super) fn refuse(&mut self) {
+        if !self.message.is_request() || self.message.method() == Method::Ack {
+            // It cannot be refused; dropping it is all there is.
+            return self.engine.count.drop(Dropped::Overload);
+        }
         self.engine.count.overload.inc();
         let line = format!("Retry-After: {}\r\n", self.engine.config.retry_after);
-        // An ACK or a response cannot be refused; dropping it is all there is, and the counter tells.
+        // It fails only for what was answered before, and then nothing is owed.
         let _ = self.reply(503, None, line.as_bytes(), b"");
     }
 
@@ -347,11 +362,20 @@ impl<'a> Exchange<'a> {
             step,
             rounds: self.rounds,
             admitted: self.admitted,
+            lane: self.lane,
         }
     }
 
+    /// What ends or goes on with something: a response, ACK, CANCEL, a request within a dialog.
+    pub(super) fn class(&self) -> Class {
+        let goes_on = !self.message.is_request()
+            || matches!(self.message.method(), Method::Ack | Method::Cancel)
+            || self.message.to().is_ok_and(|to| to.tag().is_some());
+        if goes_on { Class::Urgent } else { Class::New }
+    }
+
     /// Takes the message out of the chain for a plugin that finishes it later.
-    pub fn defer(&mut self) -> Result<super::Ticket, Error> {
+    pub fn defer(&mut self) -> Result<Arc<super::Ticket>, Error> {
         if self.answered || self.handed_on {
             return Err(Error::new(Code::State, "the message has its final answer already"));
         }
@@ -360,7 +384,9 @@ impl<'a> Exchange<'a> {
             return Err(Error::new(Code::Full, format!("{limit} messages are deferred, the option deferred_limit")));
         }
         self.handed_on = true;
-        Ok(super::Ticket::new(self.engine, self.keep(self.step)))
+        let ticket = Arc::new(super::Ticket::new(self.engine, self.keep(self.step)));
+        self.engine.remember(self.step, &ticket);
+        Ok(ticket)
     }
 
     /// The key of the strand that keeps messages of one call, or of one user, in order.
@@ -403,6 +429,8 @@ pub(super) fn into_vec(arena: &mut Vec<u8>, room: usize, mut render: impl FnMut(
 /// A message that a plugin finishes later, from any thread.
 pub struct Ticket {
     engine: Arc<Core>,
+    /// What its owner knows it by; 0: not said yet.
+    name: AtomicUsize,
     state: Mutex<TicketState>,
 }
 
@@ -414,7 +442,11 @@ struct TicketState {
 impl Ticket {
     fn new(engine: &Arc<Core>, kept: Kept) -> Self {
         engine.count.deferred.add(1);
-        Ticket { engine: Arc::clone(engine), state: Mutex::new(TicketState { kept: Some(kept), answered: false }) }
+        Ticket {
+            engine: Arc::clone(engine),
+            name: AtomicUsize::new(0),
+            state: Mutex::new(TicketState { kept: Some(kept), answered: false }),
+        }
     }
 
     /// Runs `body` on the message; what it answers is sent before this returns.
@@ -422,7 +454,7 @@ impl Ticket {
         let mut state = self.state.lock();
         let TicketState { kept, answered } = &mut *state;
         let kept = kept.as_mut().ok_or_else(|| Error::invalid("the message was finished already"))?;
-        let Kept { bytes, back, step, rounds, admitted } = kept;
+        let Kept { bytes, back, step, rounds, admitted, lane } = kept;
         // It was parsed when it came; it is the same bytes.
         let message = Message::parse(bytes).map_err(|e| Error::invalid(e.text()))?;
         self.engine.with_batch(|out| {
@@ -430,6 +462,7 @@ impl Ticket {
                 rounds: *rounds,
                 admitted: *admitted,
                 answered: *answered,
+                lane: *lane,
                 alone: true,
                 ..Exchange::new(&self.engine, &message, Origin::Kept(back), Out::Mine(out), *step)
             };
@@ -437,6 +470,26 @@ impl Ticket {
             *answered = exchange.answered;
             result
         })
+    }
+
+    /// For [`super::Handler::revoked`].
+    pub fn set_name(&self, name: usize) {
+        self.name.store(name, Ordering::Release);
+    }
+
+    /// Takes the message from its owner, unless it is finished; with the owner's name for it.
+    pub(super) fn revoke(&self) -> Option<(Kept, usize)> {
+        let mut state = self.state.lock();
+        if state.answered {
+            return None;
+        }
+        let kept = state.kept.take()?;
+        self.engine.count.deferred.add(-1);
+        Some((kept, self.name.load(Ordering::Acquire)))
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.state.lock().kept.is_none()
     }
 
     /// Ends the deferral: goes on behind the plugin that deferred it, or ends.

@@ -12,19 +12,27 @@
 //! |---|---|
 //! | `config`, `settings` | options by name |
 //! | `plugin` | plugins and their chain |
+//! | `reload` | exchanging a plugin's code |
 //! | `exchange` | a message in hand, kept, or deferred |
-//! | `core` | what leads: reading batches, the chain's walk |
+//! | `core` | what all threads share; putting a message on a thread |
+//! | `intake` | the leader's reading of batches |
+//! | `backlog` | what waits behind the calls of a batch |
+//! | `walk` | a message's way through the chain |
 //! | `bindings` | the registrar's side: held answers, commits, look-ups |
 //! | `count` | figures |
 #![deny(unsafe_code)]
 
+mod backlog;
 mod bindings;
 mod config;
 mod core;
 mod count;
 mod exchange;
+mod intake;
 mod plugin;
+mod reload;
 mod settings;
+mod walk;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -40,14 +48,14 @@ use crate::net::{
 };
 use crate::observe::{Text, log};
 use crate::sched::{
-    Cancel, Clockwork, GroupId, Groups, Options as PoolOptions, Pool, Source, Task, TimerCall, TimerId, Why,
+    Cancel, Clockwork, GroupId, Groups, Options as PoolOptions, Patrol, Pool, Source, Task, TimerCall, TimerId, Why,
 };
 
 pub use bindings::{Bindings, Found, Held, RegistrarOptions, flush, lookup, open_registrar};
 pub use config::{Config, options_document, set_registrar_option};
 
 pub use exchange::{Exchange, Ticket, UriOf, UriParts};
-pub use plugin::{Handler, Methods, Phase, Plugin, Policy, Verdict};
+pub use plugin::{Handler, Methods, Phase, Plugin, Policy, Switch, Verdict};
 
 /// A closure for a thread group.
 pub type Event = Box<dyn FnOnce() + Send>;
@@ -57,6 +65,7 @@ pub type Event = Box<dyn FnOnce() + Send>;
 pub enum Group {
     Io,
     Worker,
+    Log,
 }
 
 impl Group {
@@ -64,6 +73,7 @@ impl Group {
         match self {
             Group::Io => GroupId::IO,
             Group::Worker => GroupId::WORKER,
+            Group::Log => GroupId::LOG,
         }
     }
 }
@@ -95,6 +105,25 @@ struct Running {
     core: Arc<Core>,
     groups: Arc<Groups>,
     clock: Arc<Clockwork>,
+    /// Ends with the engine.
+    _patrol: Option<Patrol>,
+}
+
+/// What is known of one plugin; see `partyline_plugin_stats`.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct PluginFigures {
+    pub calls: u64,
+    pub running: u64,
+    pub queued: u64,
+    pub refused: u64,
+    pub overdue: u64,
+    /// The longest call of the overdue ones that have ended.
+    pub longest: Duration,
+    /// Quantiles 0.5 and 0.99 of the time that messages waited, of those that did, and that calls ran.
+    pub wait: [Duration; 2],
+    pub run: [Duration; 2],
+    /// Its calls are made on threads that do not lead.
+    pub blocks: bool,
 }
 
 /// Counts for programs; see `partyline_stats`.
@@ -341,15 +370,26 @@ impl Engine {
     }
 
     fn send_udp(&self, peer: SocketAddr, bytes: &[u8]) -> Result<(), Error> {
+        self.send_datagram(peer, bytes)
+    }
+
+    /// The listener that datagrams to `peer` leave from.
+    pub fn datagram_listener(&self, peer: SocketAddr) -> Result<Arc<UdpListener>, Error> {
+        let running = self.running()?;
+        let family = running.core.listeners.iter().find(|l| l.local_addr().is_ipv4() == peer.is_ipv4());
+        family
+            .cloned()
+            .ok_or_else(|| Error::new(Code::NotFound, format!("no listener has the address family of {peer}")))
+    }
+
+    /// Sends one datagram.
+    pub fn send_datagram(&self, peer: SocketAddr, bytes: &[u8]) -> Result<(), Error> {
         if bytes.is_empty() || bytes.len() > 65_507 {
             return Err(Error::invalid(format!("{} bytes do not make a datagram", bytes.len())));
         }
-        let running = self.running()?;
-        let family = running.core.listeners.iter().find(|l| l.local_addr().is_ipv4() == peer.is_ipv4());
-        let listener = family
-            .ok_or_else(|| Error::new(Code::NotFound, format!("no listener has the address family of {peer}")))?;
-        let to = ReplyTo::Udp { listener: Arc::clone(listener), route: UdpRoute { peer, local: None } };
-        let sent = running.core.with_batch(|out| {
+        let listener = self.datagram_listener(peer)?;
+        let to = ReplyTo::Udp { listener, route: UdpRoute { peer, local: None } };
+        let sent = self.running()?.core.with_batch(|out| {
             out.push(&to, |arena| arena.extend_from_slice(bytes));
             out.flush()
         });
@@ -372,6 +412,27 @@ impl Engine {
             }
             NotSent::Failed(SendFailed::Closed) => Error::new(Code::Io, format!("the connection to {peer} has closed")),
         })
+    }
+
+    /// Exchanges the code of a plugin; how many calls still run in the old code after `limit`.
+    pub fn reload(&self, name: &str, path: Option<&str>, limit: Duration) -> Result<usize, Error> {
+        let running = self.running()?;
+        // A plugin's call that waited for the end of its own would wait for ever.
+        if running.groups.pool(GroupId::IO).is_some_and(|pool| pool.is_member()) {
+            return Err(Error::new(
+                Code::State,
+                "called on one of the threads that call plugins: post it to another group",
+            ));
+        }
+        running.core.reload(name, path, limit)
+    }
+
+    pub fn plugin_figures(&self, name: &str) -> Result<PluginFigures, Error> {
+        let running = match &*self.stage.lock() {
+            Stage::Running(r) | Stage::Stopping(r) | Stage::Stopped(Some(r)) => Arc::clone(r),
+            _ => return Err(Error::new(Code::State, "the engine is not started yet")),
+        };
+        running.core.plugin_figures(name)
     }
 
     /// Prometheus text.
@@ -415,6 +476,7 @@ impl Running {
             batch: config.threads_batch,
             keep_alive: config.keep_alive,
             queue_limit: config.queue_limit,
+            takeover: config.takeover,
             pin: None,
         };
         let worker_options = PoolOptions {
@@ -425,6 +487,8 @@ impl Running {
             pin: None,
             ..pool_options.clone()
         };
+        let log_options = PoolOptions { name: "log".into(), max: 1, ..worker_options.clone() };
+        let has_plugins = !plugins.is_empty();
         let core = Core::new(config, reactor, sockets, plugins, registrar);
         let source: Arc<dyn Source> = Arc::clone(&core) as Arc<dyn Source>;
         let groups = Arc::new(Groups::new());
@@ -436,13 +500,20 @@ impl Running {
         core.set_pool(&io);
         groups.set(GroupId::IO, Arc::clone(&io));
         groups.set(GroupId::WORKER, Arc::clone(&worker));
-        worker.start().map_err(|e| io_error("the engine's threads cannot be started", e))?;
-        io.start().map_err(|e| io_error("the engine's threads cannot be started", e))?;
-        Ok(Running { core, groups, clock })
+        let log = Arc::new(Pool::new(log_options, None).map_err(no_pool)?);
+        groups.set(GroupId::LOG, Arc::clone(&log));
+        let no_threads = |e| io_error("the engine's threads cannot be started", e);
+        let patrol = if has_plugins { Some(core.dog.patrol().map_err(no_threads)?) } else { None };
+        worker.start().map_err(no_threads)?;
+        log.start().map_err(no_threads)?;
+        io.start().map_err(no_threads)?;
+        Ok(Running { core, groups, clock, _patrol: patrol })
     }
 
     fn is_member(&self) -> bool {
-        [GroupId::IO, GroupId::WORKER].iter().any(|id| self.groups.pool(*id).is_some_and(|pool| pool.is_member()))
+        [GroupId::IO, GroupId::WORKER, GroupId::LOG]
+            .iter()
+            .any(|id| self.groups.pool(*id).is_some_and(|pool| pool.is_member()))
     }
 
     /// Reads nothing any more, waits for what is in hand, ends the threads; what was left.
@@ -467,7 +538,7 @@ impl Running {
 
     fn figures(&self) -> Figures {
         let mut figures = self.core.figures();
-        for id in [GroupId::IO, GroupId::WORKER] {
+        for id in [GroupId::IO, GroupId::WORKER, GroupId::LOG] {
             if let Some(pool) = self.groups.pool(id) {
                 let f = pool.figures();
                 figures.threads += f.threads as u32;

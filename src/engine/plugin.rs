@@ -1,16 +1,18 @@
 //! Plugins and the chain that a request goes through: by phase, then in order of registration, each plugin for the methods
 //! that it named. The chain is fixed when the engine starts, so reading it takes no lock.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crate::ffi::Error;
-use crate::observe::{Counter, Histogram};
-use crate::sched::StrandSet;
+use parking_lot::Mutex;
+
+use crate::ffi::{Code, Error};
+use crate::observe::Counter;
+use crate::sched::{Permit, StrandSet, Watched};
 use crate::sip::Method;
 
-use super::exchange::{Exchange, Kept};
+use super::exchange::{Exchange, Kept, Ticket};
 
 /// What a plugin says when it returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +44,24 @@ pub enum Phase {
 /// The code of a plugin. May block: it costs the thread that calls it and nothing else.
 pub trait Handler: Send + Sync {
     fn call(&self, exchange: &mut Exchange<'_>) -> Verdict;
+
+    /// Whether the code can be exchanged while the engine runs. What it defers is then kept track of.
+    fn can_reload(&self) -> bool {
+        false
+    }
+
+    /// Loads a new version, from another file if one is named, and gives what puts it in the old one's place. An error
+    /// leaves everything as it is.
+    fn reload(&self, _path: Option<&str>) -> Result<Switch, Error> {
+        Err(Error::new(Code::State, "this plugin was registered by the program: there is no file to load it from"))
+    }
+
+    /// A deferred message, known by [`Ticket::set_name`], goes to the new version: the name is not valid any more.
+    fn revoked(&self, _name: usize) {}
 }
+
+/// Makes calls go to the new version from now on.
+pub type Switch = Box<dyn FnOnce() + Send>;
 
 /// A plugin as it is registered.
 pub struct Plugin {
@@ -62,16 +81,23 @@ pub struct Plugin {
 pub struct Methods {
     known: u32,
     others: Vec<Vec<u8>>,
+    /// Whether methods that the library does not know are in, but for `others`; else only `others` are.
+    rest: bool,
 }
 
 impl Methods {
     pub fn all() -> Self {
-        Methods { known: u32::MAX, others: Vec::new() }
+        Methods { known: u32::MAX, others: Vec::new(), rest: true }
     }
 
-    /// "REGISTER, OPTIONS". Methods are case-sensitive (RFC 3261 section 7.1); an extension method may be named too.
+    /// "REGISTER, OPTIONS". Methods are case-sensitive (RFC 3261 section 7.1); an extension method may be named too. All but
+    /// these: "!REGISTER, OPTIONS".
     pub fn parse(list: &str) -> Result<Self, Error> {
-        let mut methods = Methods { known: 0, others: Vec::new() };
+        if let Some(list) = list.strip_prefix('!') {
+            let without = Methods::parse(list)?;
+            return Ok(Methods { known: !without.known, others: without.others, rest: true });
+        }
+        let mut methods = Methods { known: 0, others: Vec::new(), rest: false };
         for name in list.split(',').map(str::trim) {
             let token = |b: u8| b.is_ascii_alphanumeric() || b"-.!%*_+`'~".contains(&b);
             if name.is_empty() || !name.bytes().all(token) {
@@ -91,7 +117,7 @@ impl Methods {
     pub fn contains(&self, method: Method<'_>) -> bool {
         match bit(method) {
             Some(bit) => self.known & bit != 0,
-            None => self.known == u32::MAX || self.others.iter().any(|name| name == method.as_bytes()),
+            None => self.rest != self.others.iter().any(|name| name == method.as_bytes()),
         }
     }
 }
@@ -121,12 +147,83 @@ fn bit(method: Method<'_>) -> Option<u32> {
 pub(super) struct Link {
     pub plugin: Plugin,
     pub strands: Arc<StrandSet<Kept>>,
-    pub deadline: Duration,
+    /// Bounds the calls of all strands of a keyed plugin together.
+    pub gate: Option<Arc<StrandSet<Gated>>>,
+    pub watched: Watched,
     pub calls: Counter,
     pub refused: Counter,
-    pub run: Histogram,
-    /// Until when it counts as one that blocks, in milliseconds of the engine's life; 0: never did.
-    pub slow_until: AtomicU64,
+    pub pace: Pace,
+    /// What it has deferred, if its code can be exchanged.
+    pub tickets: Mutex<Vec<Weak<Ticket>>>,
+    /// Held while its code is exchanged.
+    pub reloading: Mutex<()>,
+}
+
+impl Link {
+    /// Messages that wait for a turn.
+    pub fn queued(&self) -> usize {
+        self.strands.queued() + self.gate.as_ref().map_or(0, |gate| gate.queued())
+    }
+}
+
+/// A message that has its turn on its strand and waits for the plugin's other calls.
+pub(super) type Gated = (Kept, Permit<Kept>);
+
+/// The right to call a plugin for a message.
+pub(super) struct Pass {
+    pub strand: Permit<Kept>,
+    pub gate: Option<Permit<Gated>>,
+}
+
+/// What is known of how long a plugin's calls take, as a decaying mean over the last hundred or so. Threads that meet may
+/// lose each other's sample.
+#[derive(Default)]
+pub(super) struct Pace {
+    /// Of the calls, those that took longer than the bound; in 1/65536.
+    overran: AtomicU32,
+    /// In nanoseconds.
+    mean: AtomicU64,
+    blocks: AtomicBool,
+}
+
+impl Pace {
+    const ONE: u32 = 1 << 16;
+    /// From this share on (1 %) it is cheaper to call it on another thread than to be called away now and then ...
+    const BLOCKS: u32 = Self::ONE / 100;
+    /// ... until it is below this.
+    const SHORT: u32 = Self::ONE / 400;
+
+    pub fn record(&self, took: Duration, overran: bool) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let mean = self.mean.load(Ordering::Relaxed);
+        let next = mean - mean / 16 + took / 16;
+        if next != mean {
+            self.mean.store(next, Ordering::Relaxed);
+        }
+        self.share(overran);
+    }
+
+    pub fn share(&self, overran: bool) {
+        let share = self.overran.load(Ordering::Relaxed);
+        if share == 0 && !overran {
+            return;
+        }
+        let share = share - share.div_ceil(128) + u32::from(overran) * (Self::ONE / 128);
+        self.overran.store(share, Ordering::Relaxed);
+        let blocks = self.blocks.load(Ordering::Relaxed);
+        if blocks != (share >= if blocks { Self::SHORT } else { Self::BLOCKS }) {
+            self.blocks.store(!blocks, Ordering::Relaxed);
+        }
+    }
+
+    /// So many of its calls take long that each is taken for one that does.
+    pub fn blocks(&self) -> bool {
+        self.blocks.load(Ordering::Relaxed)
+    }
+
+    pub fn mean(&self) -> Duration {
+        Duration::from_nanos(self.mean.load(Ordering::Relaxed))
+    }
 }
 
 /// The plugins in the order in which a request meets them.
@@ -161,6 +258,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_plugin_blocks_when_more_than_one_call_in_a_hundred_does() {
+        let pace = Pace::default();
+        let (short, long) = (Duration::from_micros(5), Duration::from_millis(5));
+        for _ in 0..50 {
+            pace.record(short, false);
+        }
+        assert!(pace.mean() <= short && pace.mean() > short / 2);
+        pace.record(long, true);
+        assert!(!pace.blocks(), "one call says nothing yet");
+        pace.record(long, true);
+        assert!(pace.blocks());
+        for _ in 0..400 {
+            pace.record(short, false);
+        }
+        assert!(!pace.blocks(), "it is forgotten");
+        for n in 0..10_000 {
+            pace.record(short, n % 1000 == 0);
+            assert!(!pace.blocks(), "one in a thousand is cheaper taken over");
+        }
+    }
+
+    #[test]
     fn method_lists() {
         let some = Methods::parse("REGISTER, OPTIONS,X-FOO").unwrap();
         for (name, inside) in
@@ -169,7 +288,11 @@ mod tests {
             assert_eq!(some.contains(Method::from_bytes(name.as_bytes())), inside, "{name}");
         }
         assert!(Methods::all().contains(Method::from_bytes(b"WHATEVER")));
-        for bad in ["", ",", "REGISTER,,OPTIONS", "REG ISTER", "a@b", "é"] {
+        let most = Methods::parse("!REGISTER,X-FOO").unwrap();
+        for (name, inside) in [("REGISTER", false), ("OPTIONS", true), ("X-FOO", false), ("X-F", true)] {
+            assert_eq!(most.contains(Method::from_bytes(name.as_bytes())), inside, "all but: {name}");
+        }
+        for bad in ["", ",", "!", "!!X", "REGISTER,,OPTIONS", "REG ISTER", "a@b", "é"] {
             assert!(Methods::parse(bad).is_err(), "{bad}");
         }
     }

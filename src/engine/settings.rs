@@ -54,17 +54,18 @@ pub fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// A time with its unit: `250ms`, `5s`, `2m`.
+/// A time with its unit: `200us`, `250ms`, `5s`, `2m`.
 pub fn time(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let unit = match &text[digits..] {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
+        "us" => 1,
+        "ms" => 1_000,
+        "s" => 1_000_000,
+        "m" => 60_000_000,
         _ => 0,
     };
-    let millis = text[..digits].parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
-    match millis.map(Duration::from_millis) {
+    let micros = text[..digits].parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
+    match micros.map(Duration::from_micros) {
         Some(t) if unit != 0 && t >= least && t <= most => Ok(t),
         _ => Err(format!("give a time with its unit (250ms, 5s, 2m) from {} to {}", show_time(least), show_time(most))),
     }
@@ -74,6 +75,7 @@ pub fn show_time(time: Duration) -> String {
     match time.as_millis() {
         m if m >= 60_000 && m % 60_000 == 0 => format!("{}m", m / 60_000),
         m if m >= 1_000 && m % 1_000 == 0 => format!("{}s", m / 1_000),
+        _ if time.as_micros() % 1_000 != 0 => format!("{}us", time.as_micros()),
         m => format!("{m}ms"),
     }
 }
@@ -101,10 +103,12 @@ mod tests {
         let (least, most) = (Duration::from_millis(10), Duration::from_secs(3600));
         assert_eq!(time("250ms", least, most), Ok(Duration::from_millis(250)));
         assert_eq!(time("2m", least, most), Ok(Duration::from_secs(120)));
-        for bad in ["", "5", "s", "5 s", "-5s", "1ms", "2h", "99999999999999999999s", "18446744073709551615m"] {
+        assert_eq!(time("10500us", least, most), Ok(Duration::from_micros(10_500)));
+        for bad in ["", "5", "us", "s", "5 s", "-5s", "1ms", "2h", "99999999999999999999s", "18446744073709551615m"] {
             assert!(time(bad, least, most).is_err(), "{bad}");
         }
         assert_eq!(show_time(Duration::from_secs(120)), "2m");
         assert_eq!(show_time(Duration::from_millis(1500)), "1500ms");
+        assert_eq!(show_time(Duration::from_micros(200)), "200us");
     }
 }

@@ -16,17 +16,17 @@ impl Birth {
     pub fn here() -> Self {
         static INSTALL: Once = Once::new();
         INSTALL.call_once(|| {
-            extern "C" fn in_child() {
-                FORKS.fetch_add(1, Ordering::Relaxed);
-            }
             #[cfg(unix)]
-            // SAFETY: the handler is a plain function that lives for ever (the library is never unloaded) and only
-            // touches an atomic, which is allowed in a forked child.
-            unsafe {
-                libc::pthread_atfork(None, None, Some(in_child));
+            {
+                unsafe extern "C" fn in_child() {
+                    FORKS.fetch_add(1, Ordering::Relaxed);
+                }
+                // SAFETY: the handler is a plain function that lives for ever (the library is never unloaded) and only
+                // touches an atomic, which is allowed in a forked child.
+                unsafe {
+                    libc::pthread_atfork(None, None, Some(in_child));
+                }
             }
-            #[cfg(not(unix))]
-            let _ = in_child;
         });
         Birth(FORKS.load(Ordering::Relaxed))
     }

@@ -11,10 +11,12 @@ mod entry;
 mod error;
 pub mod fork;
 pub mod handle;
+mod library;
 mod text;
 pub mod thread;
 
 pub use entry::{entry, entry_value};
 pub use error::{Code, Error, last_error, set_last_error};
 pub use handle::{HandleTable, Kind};
+pub use library::Library;
 pub use text::{bytes, out, text};

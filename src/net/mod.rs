@@ -35,7 +35,7 @@ pub use stream::{
     CloseReason, Conn, ConnId, CustomFramer, Ends, Framing, SendFailed, StreamEvents, StreamFigures, StreamMessage,
     StreamOptions, StreamReader, StreamReady, Streams, TcpAcceptor, TcpOptions,
 };
-pub use sys::{Datagram, Os, Portable};
+pub use sys::{Backend, Datagram, Os, Portable};
 pub use udp::{RecvBatch, UdpFigures, UdpListener, UdpOptions};
 
 /// The way to the operating system that this build uses by default: batches of system calls on Linux, else

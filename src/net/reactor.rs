@@ -15,11 +15,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use mio::{Events, Interest, Poll, Registry, Token, Waker};
+use mio::{Interest, Token};
 use parking_lot::{Mutex, RwLock};
 
 use super::doorbell::Doorbell;
 use super::stream::{StreamReady, Streams, TcpAcceptor, is_stream, news};
+use super::sys::Backend;
+use super::sys::polling::{self, Events, Poll, Registry, Waker};
 use super::udp::UdpListener;
 use crate::observe::{Counter, Text};
 
@@ -184,7 +186,12 @@ pub struct Reactor {
 
 impl Reactor {
     pub fn new() -> io::Result<Reactor> {
-        let poll = Poll::new()?;
+        Self::with_backend(Backend::System)
+    }
+
+    /// As [`Reactor::new`], with the way of waiting named.
+    pub fn with_backend(backend: Backend) -> io::Result<Reactor> {
+        let poll = polling::poll(backend)?;
         let registry = poll.registry().try_clone()?;
         let waker = Waker::new(&registry, WAKER)?;
         Ok(Reactor {
@@ -319,7 +326,18 @@ impl Reactor {
         }
     }
 
+    /// Operations that a completion port has in flight; 0 where there is no port.
+    pub fn operations(&self) -> usize {
+        polling::operations(&self.registry).map_or(0, |(in_flight, _)| in_flight)
+    }
+
     pub fn metrics(&self, out: &mut Text) {
+        if let Some((in_flight, reused)) = polling::operations(&self.registry) {
+            let help = "Operations that the completion port has in flight.";
+            out.gauge("partyline_reactor_operations", help, &[], in_flight as f64);
+            let help = "Connections accepted on a socket that was used before.";
+            out.counter("partyline_reactor_reused_sockets_total", help, &[], reused);
+        }
         out.counter("partyline_reactor_waits_total", "Calls of the system's poll.", &[], self.waits.get());
         let help = "Handles put before the next leader because they were not read to the end.";
         out.counter("partyline_reactor_marks_total", help, &[], self.signal.marks.get());
@@ -328,7 +346,7 @@ impl Reactor {
     }
 }
 
-fn stream_news(event: &mio::event::Event) -> u32 {
+fn stream_news(event: &polling::Event) -> u32 {
     let mut bits = 0;
     if event.is_readable() || event.is_read_closed() || event.is_error() {
         bits |= news::READABLE;

@@ -15,7 +15,7 @@ use super::BATCH;
 use super::error::{BindError, Transport};
 use super::reactor::Mark;
 use super::reply::{ReplyTo, UdpRoute};
-use super::sys::{Datagram, Native, Os, RecvSlots};
+use super::sys::{Datagram, Native, Os, RecvSlots, polling};
 use crate::observe::{Counter, Text};
 
 /// Longest payload of a UDP datagram over IP, rounded up; nothing that arrives is longer than its slot.
@@ -136,7 +136,7 @@ impl UdpCounters {
 
 /// One UDP socket that serves a port. Opened here, then given to [`super::Reactor::add_udp`], which shares it.
 pub struct UdpListener {
-    socket: mio::net::UdpSocket,
+    socket: polling::UdpSocket,
     local: SocketAddr,
     pktinfo: bool,
     pub(super) mark: Mark,
@@ -194,7 +194,7 @@ impl UdpListener {
         }
         socket.set_nonblocking(true).map_err(failed("set non-blocking"))?;
         Ok(UdpListener {
-            socket: mio::net::UdpSocket::from_std(socket.into()),
+            socket: polling::UdpSocket::from_std(socket.into()),
             local,
             pktinfo,
             mark: Mark::default(),
@@ -228,11 +228,11 @@ impl UdpListener {
         self.mark.set();
     }
 
-    pub(super) fn socket(&self) -> &mio::net::UdpSocket {
+    pub(super) fn socket(&self) -> &polling::UdpSocket {
         &self.socket
     }
 
-    pub(super) fn parts_mut(&mut self) -> (&mut mio::net::UdpSocket, &mut Mark) {
+    pub(super) fn parts_mut(&mut self) -> (&mut polling::UdpSocket, &mut Mark) {
         (&mut self.socket, &mut self.mark)
     }
 

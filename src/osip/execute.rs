@@ -8,10 +8,11 @@ use core::ffi::{c_int, c_void};
 use core::ptr::null_mut;
 use core::sync::atomic::Ordering;
 
-use super::glue::{self, Event, Osip, Transaction};
+use super::glue::{self, Event, Osip, Step};
 use super::lane::Lane;
 use super::side::{RUNNING, Side};
 use super::{stack, transaction};
+use crate::ffi;
 
 struct Call {
     lane: &'static Lane,
@@ -22,21 +23,19 @@ struct Call {
     executed: u64,
 }
 
-#[repr(C)]
-pub struct Step {
-    transaction: *mut Transaction,
-    event: *mut Event,
-}
-
+/// A callback may unwind through this frame (`pthread_exit`, cancellation): nothing in it has a destructor, and no
+/// `catch_unwind`, which would end the process, lies around the loop.
+///
 /// # Safety
 /// As `osip_ict_execute` and its siblings.
 pub unsafe fn execute(osip: *mut Osip, kind: c_int) -> c_int {
-    let lane = &stack::of(osip).lanes[kind as usize];
-    let Some(bound) = begin(lane) else { return glue::SUCCESS };
-    // Without a destructor: a callback may unwind through this frame.
-    let mut call = Call { lane, bound, cursor: 0, current: null_mut(), executed: 0 };
+    let begun = ffi::entry_value("osip_execute", None, || {
+        let lane = &stack::of(osip).lanes[kind as usize];
+        Ok(begin(lane).map(|bound| Call { lane, bound, cursor: 0, current: null_mut(), executed: 0 }))
+    });
+    let Some(mut call) = begun else { return glue::SUCCESS };
     // SAFETY: the call outlives the loop; no lock is held.
-    unsafe { glue::partyline_glue_execute((&raw mut call).cast()) };
+    unsafe { glue::partyline_glue_execute((&raw mut call).cast(), next, leave) };
     glue::SUCCESS
 }
 
@@ -54,11 +53,14 @@ fn begin(lane: &Lane) -> Option<u64> {
 ///
 /// # Safety
 /// `call` is the loop's call, `step` writable.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn partyline_execute_next(call: *mut c_void, step: *mut Step) -> c_int {
+unsafe extern "C" fn next(call: *mut c_void, step: *mut Step) -> c_int {
+    // SAFETY: the caller's promise.
+    ffi::entry_value("osip_execute", 0, || unsafe { Ok(advance(&mut *call.cast::<Call>(), step)) })
+}
+
+unsafe fn advance(call: &mut Call, step: *mut Step) -> c_int {
     // SAFETY: the caller's promise; a running transaction is freed by nobody else.
     unsafe {
-        let call = &mut *call.cast::<Call>();
         loop {
             if !call.current.is_null() {
                 if !(*call.current).freed.load(Ordering::Acquire) {
@@ -70,8 +72,11 @@ unsafe extern "C" fn partyline_execute_next(call: *mut c_void, step: *mut Step) 
                         return 1;
                     }
                 }
-                if !done(call) {
-                    continue;
+                let tr = (*call.current).tr;
+                if let Some(event) = done(call) {
+                    call.executed += 1;
+                    step.write(Step { transaction: tr, event });
+                    return 1;
                 }
             }
             if !pick(call) {
@@ -81,8 +86,9 @@ unsafe extern "C" fn partyline_execute_next(call: *mut c_void, step: *mut Step) 
     }
 }
 
-/// The current transaction has no more events; false if one has come in meanwhile.
-unsafe fn done(call: &mut Call) -> bool {
+/// The current transaction has no more events; if one has come in meanwhile, that one. A fifo that counts events and gives
+/// none (its semaphore could not be made, or the program took from it by hand) is empty here, as in stock.
+unsafe fn done(call: &mut Call) -> Option<*mut Event> {
     let side = call.current;
     let lane = call.lane;
     let mut state = lane.lock();
@@ -90,7 +96,10 @@ unsafe fn done(call: &mut Call) -> bool {
     unsafe {
         let freed = (*side).freed.load(Ordering::Acquire);
         if !freed && glue::partyline_glue_pending((*side).tr) > 0 {
-            return false;
+            let event = glue::partyline_glue_next_event((*side).tr);
+            if !event.is_null() {
+                return Some(event);
+            }
         }
         (*side).flags &= !RUNNING;
         call.current = null_mut();
@@ -99,7 +108,7 @@ unsafe fn done(call: &mut Call) -> bool {
             (*side).lane.store(null_mut(), Ordering::Release);
             drop(state);
             transaction::dispose((*side).tr);
-            return true;
+            return None;
         }
         if (*side).is(super::side::LISTED) {
             lane.read(&mut state, side);
@@ -107,7 +116,7 @@ unsafe fn done(call: &mut Call) -> bool {
             (*side).lane.store(null_mut(), Ordering::Release);
         }
     }
-    true
+    None
 }
 
 unsafe fn pick(call: &mut Call) -> bool {
@@ -137,12 +146,18 @@ unsafe fn pick(call: &mut Call) -> bool {
 /// ran is free for other threads, and what it has left in its fifo is ready.
 ///
 /// # Safety
-/// As [`partyline_execute_next`].
-#[unsafe(no_mangle)]
-unsafe extern "C" fn partyline_execute_leave(call: *mut c_void) {
+/// As [`next`].
+unsafe extern "C" fn leave(call: *mut c_void) {
+    ffi::entry_value("osip_execute", (), || {
+        // SAFETY: the caller's promise.
+        unsafe { end(&mut *call.cast::<Call>()) };
+        Ok(())
+    })
+}
+
+unsafe fn end(call: &mut Call) {
     // SAFETY: the caller's promise.
     unsafe {
-        let call = &mut *call.cast::<Call>();
         let left = call.current;
         let mut gone = null_mut();
         let mut state = call.lane.lock();

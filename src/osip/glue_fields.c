@@ -1,6 +1,4 @@
-/* Reads and writes the fields of osip_t and osip_transaction_t for the engine, and calls osip2. */
-#include <string.h>
-#include <time.h>
+/* Reads and writes the fields of osip_transaction_t and osip_event_t for the engine, and calls osip2. */
 #include "glue_osip.h"
 
 #pragma weak osip_mutex_init
@@ -20,12 +18,14 @@
 #pragma weak osip_cseq_clone
 #pragma weak osip_cseq_free
 #pragma weak osip_message_free
+/* In 3.x these are libc's. */
+#ifndef osip_gettimeofday
 #pragma weak osip_gettimeofday
 #pragma weak osip_getsystemtime
+#endif
 #pragma weak parser_init
 #pragma weak osip_transaction_execute
 
-#define WEAK __attribute__((weak))
 extern int parser_init(void);
 WEAK extern int __osip_ict_init(osip_ict_t **, osip_t *, osip_message_t *);
 WEAK extern int __osip_ist_init(osip_ist_t **, osip_t *, osip_message_t *);
@@ -60,179 +60,17 @@ HIDDEN int partyline_glue_osip_complete(void)
         && __osip_transaction_matching_request_osip_to_xist_17_2_3 && __osip_ict_need_timer_a_event
         && __osip_ict_need_timer_b_event && __osip_ict_need_timer_d_event && __osip_ist_need_timer_g_event
         && __osip_ist_need_timer_h_event && __osip_ist_need_timer_i_event && __osip_nict_need_timer_e_event
-        && __osip_nict_need_timer_f_event && __osip_nict_need_timer_k_event && __osip_nist_need_timer_j_event;
+        && __osip_nict_need_timer_f_event && __osip_nict_need_timer_k_event && __osip_nist_need_timer_j_event
+        && partyline_glue_resend_complete();
 }
 
-HIDDEN void *partyline_alloc(size_t size)
+static time_t birth(void)
 {
-    return osip_malloc(size);
-}
-
-HIDDEN void partyline_release(void *block)
-{
-    osip_free(block);
-}
-
-HIDDEN void partyline_glue_now(int64_t *sec, int64_t *usec)
-{
-    struct timeval now;
-
-    if (osip_gettimeofday)
-        osip_gettimeofday(&now, NULL);
-    else
-        gettimeofday(&now, NULL);
-    *sec = now.tv_sec;
-    *usec = now.tv_usec;
-}
-
-/* ---- osip_t ---- */
-
-static void **mutex_of(osip_t *osip, int kind)
-{
-    /* In 3.x and 4.x these are void * or struct osip_mutex *: the address is all that is used. */
-    switch (kind) {
-    case ICT:
-        return (void **)(void *)&osip->ict_fastmutex;
-    case IST:
-        return (void **)(void *)&osip->ist_fastmutex;
-    case NICT:
-        return (void **)(void *)&osip->nict_fastmutex;
-    case NIST:
-        return (void **)(void *)&osip->nist_fastmutex;
-    default:
-        return (void **)(void *)&osip->ixt_fastmutex;
-    }
-}
-
-HIDDEN osip_list_t *partyline_glue_list(osip_t *osip, int kind)
-{
-    switch (kind) {
-    case ICT:
-        return &osip->osip_ict_transactions;
-    case IST:
-        return &osip->osip_ist_transactions;
-    case NICT:
-        return &osip->osip_nict_transactions;
-    case NIST:
-        return &osip->osip_nist_transactions;
-    default:
-        return &osip->ixt_retransmissions;
-    }
-}
-
-HIDDEN void partyline_glue_lock(osip_t *osip, int kind)
-{
-    osip_mutex_lock((struct osip_mutex *)*mutex_of(osip, kind));
-}
-
-HIDDEN void partyline_glue_unlock(osip_t *osip, int kind)
-{
-    osip_mutex_unlock((struct osip_mutex *)*mutex_of(osip, kind));
-}
-
-HIDDEN int partyline_glue_osip_new(osip_t **out)
-{
-    static int parser_is_up;
-    osip_t *osip;
-    int kind;
-
-    if (!__atomic_exchange_n(&parser_is_up, 1, __ATOMIC_ACQ_REL))
-        parser_init();
-    *out = osip = (osip_t *)osip_malloc(sizeof *osip);
-    if (!osip)
-        return -4; /* OSIP_NOMEM */
-    memset(osip, 0, sizeof *osip);
-    for (kind = ICT; kind <= NIST + 1; kind++)
-        *mutex_of(osip, kind) = osip_mutex_init();
-    osip->id_mutex = (void *)osip_mutex_init();
-    osip->transactionid = 1;
-    return 0;
-}
-
-HIDDEN void partyline_glue_osip_free(osip_t *osip)
-{
-    int kind;
-
-    for (kind = ICT; kind <= NIST + 1; kind++)
-        osip_mutex_destroy((struct osip_mutex *)*mutex_of(osip, kind));
-    osip_mutex_destroy((struct osip_mutex *)osip->id_mutex);
-    osip_free(osip);
-}
-
-/* ---- the public lists ---- */
-
-HIDDEN int partyline_glue_list_count(osip_list_t *list)
-{
-    return list->nb_elt;
-}
-
-HIDDEN void *partyline_glue_list_head(osip_list_t *list)
-{
-    return list->node;
-}
-
-HIDDEN struct partyline_node *partyline_glue_list_append(osip_list_t *list, struct partyline_node *tail, void *element,
-                                                         void *side)
-{
-    struct partyline_node *node = osip_malloc(sizeof *node);
-
-    if (!node)
-        return NULL;
-    node->node.next = NULL;
-    node->node.element = element;
-    node->prev = tail;
-    node->side = side;
-    if (tail)
-        tail->node.next = &node->node;
-    else
-        list->node = &node->node;
-    list->nb_elt++;
-    return node;
-}
-
-HIDDEN void partyline_glue_list_unlink(osip_list_t *list, struct partyline_node *node)
-{
-    struct partyline_node *next = (struct partyline_node *)(void *)node->node.next;
-
-    if (node->prev)
-        node->prev->node.next = node->node.next;
-    else
-        list->node = node->node.next;
-    if (next)
-        next->prev = node->prev;
-    list->nb_elt--;
-    osip_free(node);
-}
-
-HIDDEN void *partyline_glue_node_prev(struct partyline_node *node)
-{
-    return node->prev;
-}
-
-HIDDEN void *partyline_glue_node_side(struct partyline_node *node)
-{
-    return node->side;
-}
-
-HIDDEN void *partyline_glue_node_next(__node_t *node)
-{
-    return node->next;
-}
-
-HIDDEN void *partyline_glue_node_element(__node_t *node)
-{
-    return node->element;
-}
-
-/* Takes the whole chain off a list, which the caller then builds anew: nodes that a program put in have no back link. */
-HIDDEN void *partyline_glue_list_take(osip_list_t *list, int *count)
-{
-    void *first = list->node;
-
-    *count = list->nb_elt;
-    list->node = NULL;
-    list->nb_elt = 0;
-    return first;
+#ifndef osip_gettimeofday
+    if (osip_getsystemtime)
+        return osip_getsystemtime(NULL);
+#endif
+    return time(NULL);
 }
 
 /* ---- osip_transaction_t ---- */
@@ -276,6 +114,40 @@ HIDDEN void *partyline_glue_fifo(osip_transaction_t *tr)
     return tr->transactionff;
 }
 
+HIDDEN void partyline_glue_fetch_side(void *side)
+{
+    __builtin_prefetch(side);
+}
+
+/* What `partyline_glue_deadline` will read, fetched in two steps: the fields, then what they point at. */
+HIDDEN void partyline_glue_fetch(osip_transaction_t *tr)
+{
+    __builtin_prefetch(&tr->transactionff);
+    __builtin_prefetch(&tr->state);
+    __builtin_prefetch(&tr->nist_context);
+}
+
+HIDDEN void partyline_glue_fetch_context(osip_transaction_t *tr)
+{
+    switch ((int)tr->ctx_type) {
+    case ICT:
+        if (tr->ict_context)
+            __builtin_prefetch(&tr->ict_context->timer_b_start);
+        return;
+    case IST:
+        if (tr->ist_context)
+            __builtin_prefetch(&tr->ist_context->timer_h_start);
+        return;
+    case NICT:
+        if (tr->nict_context)
+            __builtin_prefetch(&tr->nict_context->timer_f_start);
+        return;
+    default:
+        if (tr->nist_context)
+            __builtin_prefetch(&tr->nist_context->timer_j_start);
+    }
+}
+
 static const char *branch_of(osip_via_t *via)
 {
     osip_generic_param_t *branch = NULL;
@@ -299,18 +171,16 @@ HIDDEN int partyline_glue_transaction_init(osip_transaction_t *tr, int kind, osi
     osip_via_t *via;
     int error;
 
-    tr->birth_time = osip_getsystemtime ? osip_getsystemtime(NULL) : time(NULL);
+    tr->birth_time = birth();
 #ifdef PARTYLINE_CREATED_TIME
     osip_gettimeofday(&tr->created_time, NULL);
 #endif
-    osip_mutex_lock((struct osip_mutex *)osip->id_mutex);
-    tr->transactionid = osip->transactionid++;
-    osip_mutex_unlock((struct osip_mutex *)osip->id_mutex);
+    tr->transactionid = partyline_glue_next_id(osip);
     tr->ctx_type = kind;
     tr->config = osip;
     via = (osip_via_t *)osip_list_get(&request->vias, 0);
     if (!via)
-        return -5; /* OSIP_SYNTAXERROR */
+        return SYNTAX_ERROR;
     if ((error = osip_via_clone(via, &tr->topvia)) != 0) {
         tr->topvia = NULL;
         return error;
@@ -333,7 +203,7 @@ HIDDEN int partyline_glue_transaction_init(osip_transaction_t *tr, int kind, osi
     }
     tr->transactionff = partyline_fifo_new(side);
     if (!tr->transactionff)
-        return -4; /* OSIP_NOMEM */
+        return NO_MEMORY;
     switch (kind) {
     case ICT:
         tr->state = ICT_PRE_CALLING;
@@ -392,10 +262,6 @@ HIDDEN void partyline_glue_transaction_clear(osip_transaction_t *tr)
 }
 
 /* ---- timers ---- */
-
-struct deadline {
-    int64_t sec, usec;
-};
 
 static void earlier(struct deadline *least, const struct timeval *timer)
 {
@@ -473,17 +339,6 @@ HIDDEN void *partyline_glue_timer_event(osip_transaction_t *tr)
     default:
         return __osip_nist_need_timer_j_event(tr->nist_context, tr->state, id);
     }
-}
-
-/* Retransmissions of 200 and ACK: the earliest start; the caller holds the list's mutex. */
-HIDDEN void partyline_glue_ixt_deadline(osip_t *osip, struct deadline *least)
-{
-    __node_t *node = osip->ixt_retransmissions.node;
-    int left = osip->ixt_retransmissions.nb_elt;
-
-    least->sec = least->usec = INT64_MAX;
-    for (; node && left > 0; node = (__node_t *)node->next, left--)
-        earlier(least, &((ixt_t *)node->element)->start);
 }
 
 /* ---- events ---- */

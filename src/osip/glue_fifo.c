@@ -1,5 +1,6 @@
 /* osip2's fifo: the public layout, with the tail and the owner in a block behind the mutex, where osip2 itself never
- * looks. What a program does to the queue with osip_list_* shows in the count or the head, and the tail is then found anew. */
+ * looks. What a program does to the queue with osip_list_* shows in the count, the head, a node behind the tail or the number
+ * of removals, and the tail is then found anew. */
 #include "glue_osip.h"
 
 #pragma weak osip_mutex_lock
@@ -18,6 +19,7 @@ struct lock {
     uintptr_t mark;        /* the block's own address, complemented: this is a lock of ours */
     __node_t *head, *tail; /* of the queue when we last changed it */
     int count;
+    unsigned long removals;
     void *owner;
 };
 
@@ -34,6 +36,7 @@ static void remember(osip_fifo_t *ff, __node_t *tail)
         lock->head = ff->queue.node;
         lock->tail = tail;
         lock->count = ff->queue.nb_elt;
+        lock->removals = __atomic_load_n(&partyline_list_removals, __ATOMIC_RELAXED);
     }
 }
 
@@ -41,8 +44,9 @@ static __node_t *last(osip_fifo_t *ff)
 {
     struct lock *lock = lock_of(ff);
     __node_t *node = ff->queue.node;
-    if (lock && lock->count == ff->queue.nb_elt && lock->head == node)
-        return lock->tail;
+    if (lock && lock->count == ff->queue.nb_elt && lock->head == node
+        && lock->removals == __atomic_load_n(&partyline_list_removals, __ATOMIC_RELAXED))
+        node = lock->tail;
     while (node && node->next)
         node = (__node_t *)node->next;
     return node;
@@ -56,6 +60,7 @@ HIDDEN int partyline_fifo_setup(osip_fifo_t *ff, void *owner)
         lock->mark = ~(uintptr_t)lock;
         lock->head = lock->tail = NULL;
         lock->count = 0;
+        lock->removals = __atomic_load_n(&partyline_list_removals, __ATOMIC_RELAXED);
         lock->owner = owner;
     }
     ff->qislocked = (struct osip_mutex *)(void *)lock;
@@ -66,7 +71,28 @@ HIDDEN int partyline_fifo_setup(osip_fifo_t *ff, void *owner)
     return lock && ff->qisempty;
 }
 
-/* Returns the owner, whom the caller tells, or NULL. */
+#ifdef PARTYLINE_FIFO_LIMIT
+static int is_full(osip_fifo_t *ff)
+{
+    return ff->state == osip_full;
+}
+
+static osip_fifo_state state_after_adding(osip_fifo_t *ff)
+{
+    return ff->queue.nb_elt >= MAX_LEN ? osip_full : osip_ok;
+}
+#else
+static int is_full(osip_fifo_t *ff)
+{
+    (void)ff;
+    return 0;
+}
+
+#define state_after_adding(ff) osip_ok
+#endif
+
+/* Returns the owner, whom the caller tells, or NULL. `failed`: 1 where memory is short, 2 where the fifo has a limit that
+ * is reached. */
 HIDDEN void *partyline_fifo_put(osip_fifo_t *ff, void *element, int front, int *failed)
 {
     struct lock *lock;
@@ -79,6 +105,12 @@ HIDDEN void *partyline_fifo_put(osip_fifo_t *ff, void *element, int front, int *
     node->element = element;
     node->next = NULL;
     osip_mutex_lock(ff->qislocked);
+    if (is_full(ff)) {
+        osip_mutex_unlock(ff->qislocked);
+        partyline_release(node);
+        *failed = 2;
+        return NULL;
+    }
     if (front || ff->queue.nb_elt <= 0 || !ff->queue.node) {
         __node_t *tail = ff->queue.nb_elt > 0 ? last(ff) : NULL;
         node->next = ff->queue.nb_elt > 0 ? ff->queue.node : NULL;
@@ -90,7 +122,7 @@ HIDDEN void *partyline_fifo_put(osip_fifo_t *ff, void *element, int front, int *
         ff->queue.nb_elt++;
         remember(ff, node);
     }
-    ff->state = osip_ok;
+    ff->state = state_after_adding(ff);
     lock = lock_of(ff);
     owner = lock ? lock->owner : NULL;
     osip_sem_post(ff->qisempty);
@@ -146,9 +178,20 @@ HIDDEN osip_fifo_t *partyline_fifo_new(void *owner)
 
     if (ff) {
         ff->nb_elt = 0;
-        partyline_fifo_setup(ff, owner);
+        if (!partyline_fifo_setup(ff, owner)) {
+            /* Without its semaphore a fifo gives nothing back. */
+            partyline_fifo_drop(ff);
+            return NULL;
+        }
     }
     return ff;
+}
+
+HIDDEN void *partyline_fifo_owner(osip_fifo_t *ff)
+{
+    struct lock *lock = lock_of(ff);
+
+    return lock ? lock->owner : NULL;
 }
 
 HIDDEN void partyline_fifo_drop(osip_fifo_t *ff)

@@ -2,6 +2,15 @@
  * of the lists of an osip_t; what they do is what osip2's do. */
 #include "glue_osip.h"
 
+/* How often a node was taken out behind the first of its list: what has kept the address of a list's last node asks. The
+ * library itself hardly ever does it, so the counter is read often and written seldom. */
+HIDDEN unsigned long partyline_list_removals;
+
+static void removed_behind_the_first(void)
+{
+    __atomic_fetch_add(&partyline_list_removals, 1, __ATOMIC_RELAXED);
+}
+
 static __node_t **link_at(osip_list_t *list, int at)
 {
     __node_t **link = &list->node;
@@ -16,10 +25,10 @@ HIDDEN int partyline_list_add(osip_list_t *list, void *element, int at)
     __node_t **link, *node;
 
     if (!list)
-        return -2; /* OSIP_BADPARAMETER */
+        return BAD_PARAMETER;
     node = osip_malloc(sizeof *node);
     if (!node)
-        return -4; /* OSIP_NOMEM */
+        return NO_MEMORY;
     if (list->nb_elt == 0)
         list->node = NULL;
     /* -1 is the end; other negative places behave as in osip2. */
@@ -35,9 +44,11 @@ HIDDEN int partyline_list_remove(osip_list_t *list, int at)
     __node_t **link, *node;
 
     if (!list)
-        return -2; /* OSIP_BADPARAMETER */
+        return BAD_PARAMETER;
     if (at < 0 || at >= list->nb_elt)
-        return -1; /* OSIP_UNDEFINED_ERROR */
+        return -1;
+    if (at > 0)
+        removed_behind_the_first();
     link = link_at(list, at);
     node = *link;
     *link = (__node_t *)node->next;
@@ -55,6 +66,8 @@ HIDDEN void *partyline_list_iterator_remove(osip_list_iterator_t *iterator)
     if (osip_list_iterator_has_elem(*iterator)) {
         __node_t *node = iterator->actual;
 
+        if (node != iterator->li->node)
+            removed_behind_the_first();
         iterator->li->nb_elt--;
         *iterator->prev = (__node_t *)node->next;
         osip_free(node);

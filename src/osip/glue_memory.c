@@ -6,7 +6,11 @@ typedef void *partyline_malloc_fn(size_t);
 typedef void *partyline_realloc_fn(void *, size_t);
 typedef void partyline_free_fn(void *);
 
+#ifdef _WIN32 /* a name leaves a dll only when it is exported */
+#define HIDDEN
+#else
 #define HIDDEN __attribute__((visibility("hidden")))
+#endif
 
 extern void osip_set_allocators(partyline_malloc_fn *, partyline_realloc_fn *, partyline_free_fn *)
     __attribute__((weak));
@@ -25,9 +29,13 @@ HIDDEN int partyline_glue_set_allocators(partyline_malloc_fn *m, partyline_reall
     return 1;
 }
 
-#ifndef __x86_64__
-/* The thread's block; see src/pool/tls.rs, which knows its layout. On x86-64 it is defined and read there. */
-static __thread void *partyline_tls_block[4] __attribute__((tls_model("initial-exec")));
+#if !defined __x86_64__ || defined _WIN32
+/* The thread's block; see src/pool/tls.rs, which knows its layout. On x86-64 it is defined and read there,
+ * but on Windows. */
+#ifndef _WIN32
+__attribute__((tls_model("initial-exec")))
+#endif
+static __thread void *partyline_tls_block[4];
 
 HIDDEN void *partyline_glue_tls(void)
 {

@@ -1,13 +1,32 @@
-/* What the glue of the transaction engine shares. All references to osip2 are weak: see build.rs and weak.rs. */
+/* What the glue of the transaction engine shares. All references to osip2 are weak: preloaded into a program without osip2
+ * the library has to load. What versions lack is found out by build.rs, which defines PARTYLINE_* for what is there. */
 #ifndef PARTYLINE_GLUE_OSIP_H
 #define PARTYLINE_GLUE_OSIP_H
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/time.h>
+#include <time.h>
 #include <osip2/osip.h>
 
+/* Until 3.0 every error was -1. */
+#ifdef OSIP_BADPARAMETER
+#define BAD_PARAMETER OSIP_BADPARAMETER
+#define NO_MEMORY OSIP_NOMEM
+#define SYNTAX_ERROR OSIP_SYNTAXERROR
+#else
+#define BAD_PARAMETER (-1)
+#define NO_MEMORY (-1)
+#define SYNTAX_ERROR (-1)
+#endif
+
 #define HIDDEN __attribute__((visibility("hidden")))
+#define WEAK __attribute__((weak))
+
+#define IXT (NIST + 1) /* beside the four lists of transactions: that of retransmissions */
+#define ID (NIST + 2)  /* not a list: the mutex of the transaction ids */
 
 /* osip_malloc and its kin are macros over these three in every version since 2.2. */
 #pragma weak osip_malloc_func
@@ -27,7 +46,6 @@ struct partyline_event {
 struct partyline_node {
     __node_t node;
     struct partyline_node *prev;
-    void *side;
 };
 
 void *partyline_alloc(size_t size);
@@ -35,7 +53,26 @@ void partyline_release(void *block);
 osip_fifo_t *partyline_fifo_new(void *owner);
 void partyline_fifo_drop(osip_fifo_t *ff);
 
+extern unsigned long partyline_list_removals;
 void *partyline_fifo_take(osip_fifo_t *ff);
 int partyline_fifo_count(osip_fifo_t *ff);
+
+int partyline_glue_lock(osip_t *osip, int kind);
+int partyline_glue_unlock(osip_t *osip, int kind);
+int partyline_glue_next_id(osip_t *osip);
+void partyline_glue_now(int64_t *sec, int64_t *usec);
+int partyline_glue_resend_complete(void);
+
+struct deadline {
+    int64_t sec, usec;
+};
+
+/* What the send callback is called with. */
+struct partyline_resend {
+    osip_t *osip;
+    osip_message_t *message;
+    char *dest;
+    int port, sock;
+};
 
 #endif

@@ -3,25 +3,22 @@
 //! The list itself is osip2's public one and changes only under osip2's public mutex for it. What is beside it changes
 //! under the lane's own mutex, which is a leaf: it is taken inside the public one, and no callback runs under it.
 
-use core::ffi::{CStr, c_char, c_int, c_void};
+use core::ffi::{CStr, c_char, c_int};
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::audit::Audit;
+use super::deadlines::Deadlines;
 use super::glue::{self, Deadline, List, Node, Osip, Transaction};
 use super::heap::{Heap, OUT};
-use super::side::{self, GHOST, IDS, KEYS, LISTED, READY, RUNNING, Side, TIMER, Table, UNSEEN};
+use super::queue::Queue;
+use super::side::{self, GHOST, IDS, KEYS, LISTED, MEMBER, READY, RUNNING, Side, Table, UNSEEN};
 use crate::sip::hash::KeyHasher;
 
 /// In [`Side::at`] of the ready heap: the rest is an index into `later`.
 const LATER: u32 = 1 << 31;
-/// How many transactions one timers call looks at for what a program wrote itself.
-const AUDIT: usize = 64;
-/// Microseconds between two looks at a list longer than that: 16,000 transactions a second, which are likely not in the
-/// cache, cost less than a hundredth of a core.
-const PAUSE: i64 = 4000;
-
 pub struct Lane {
     pub osip: AtomicPtr<Osip>,
     pub kind: c_int,
@@ -40,17 +37,18 @@ pub struct State {
     pub ready: Heap<u64, READY>,
     /// Had events while a call ran that had passed them or does not cover them: ready again when the call is over.
     later: Vec<*mut Side>,
-    pub due: Heap<Deadline, TIMER>,
-    keys: Table<KEYS>,
-    ids: Table<IDS>,
+    pub due: Deadlines,
+    pub keys: Table<KEYS>,
+    pub ids: Table<IDS>,
     ghosts: Vec<*mut Side>,
     pub next_seq: u64,
     pub calls: u32,
     head: *mut Node,
     tail: *mut Node,
     pub count: c_int,
-    audit: *mut Side,
-    audited: Deadline,
+    /// All of the list, in the order in which they came: what the audit goes through.
+    pub members: Queue<(), MEMBER>,
+    pub audit: Audit,
     pub executed: u64,
     pub created: u64,
     pub found: u64,
@@ -77,7 +75,7 @@ impl Lane {
             state: Mutex::new(State {
                 ready: Heap::new(),
                 later: Vec::new(),
-                due: Heap::new(),
+                due: Deadlines::new(),
                 keys: Table::new(),
                 ids: Table::new(),
                 ghosts: Vec::new(),
@@ -86,8 +84,8 @@ impl Lane {
                 head: null_mut(),
                 tail: null_mut(),
                 count: 0,
-                audit: null_mut(),
-                audited: Deadline { sec: 0, usec: 0 },
+                members: Queue::new(),
+                audit: Audit::default(),
                 executed: 0,
                 created: 0,
                 found: 0,
@@ -139,14 +137,16 @@ impl Lane {
         }
     }
 
-    fn id_hash(&self, id: c_int) -> u64 {
-        // Ids count up: the low bits alone are perfect.
-        id as u32 as u64
+    pub fn id_hash(&self, id: c_int) -> u64 {
+        // Ids count up: the low bits alone are perfect, and neighbours lie beside each other. The table wants some of the
+        // uppermost bits as well.
+        let id = id as u32;
+        u64::from(id) | u64::from(id.wrapping_mul(0x9e37_79b1) >> 25) << 57
     }
 
     /// # Safety
     /// `tr` is live.
-    unsafe fn key_of(&self, tr: *mut Transaction) -> u64 {
+    pub unsafe fn key_of(&self, tr: *mut Transaction) -> u64 {
         let (mut branch, mut call) = (core::ptr::null(), core::ptr::null());
         // SAFETY: the caller's promise.
         unsafe {
@@ -224,7 +224,7 @@ impl Lane {
         let list = self.list();
         // SAFETY: the public mutex is held; the tail is a node of ours.
         unsafe {
-            let node = glue::partyline_glue_list_append(list, state.tail, (*side).tr, side.cast());
+            let node = glue::partyline_glue_list_append(list, state.tail, (*side).tr);
             (*side).node = node;
             (*side).seq = state.next_seq;
             state.next_seq += 1;
@@ -253,6 +253,7 @@ impl Lane {
             self.append(state, side);
             state.keys.insert(side);
             state.ids.insert(side);
+            state.members.push(side, ());
             state.created += 1;
             self.read(state, side);
             if glue::partyline_glue_pending(tr) > 0 {
@@ -290,13 +291,6 @@ impl Lane {
             let list = self.list();
             let node = (*side).node;
             if !node.is_null() {
-                if state.audit == side {
-                    state.audit = null_mut();
-                    let next = glue::partyline_glue_node_next(node);
-                    if !next.is_null() {
-                        state.audit = glue::partyline_glue_node_side(next).cast();
-                    }
-                }
                 if state.tail == node {
                     state.tail = glue::partyline_glue_node_prev(node);
                 }
@@ -317,9 +311,7 @@ impl Lane {
             state.keys.remove(side);
             state.ids.remove(side);
             state.due.remove(side);
-            if state.audit == side {
-                state.audit = null_mut();
-            }
+            state.members.remove(side);
             (*side).flags &= !LISTED;
             if state.calls == 1 && !(*side).is(RUNNING) {
                 (*side).flags |= GHOST;
@@ -451,67 +443,6 @@ impl Lane {
         }
     }
 
-    /// Looks at what programs may write themselves: all of a short list, 64 of a long one, and that not more often
-    /// than [`PAUSE`] says.
-    ///
-    /// # Safety
-    /// Both mutexes are held.
-    pub unsafe fn audit(&self, state: &mut State, now: Deadline) {
-        let all = state.count as usize <= AUDIT;
-        if !all {
-            let since = (now.sec - state.audited.sec) * 1_000_000 + now.usec - state.audited.usec;
-            if (0..PAUSE).contains(&since) {
-                return;
-            }
-        }
-        state.audited = now;
-        // SAFETY: the caller's promise: listed transactions are live, their nodes ours.
-        unsafe {
-            let mut side = if all || state.audit.is_null() {
-                if state.head.is_null() { null_mut() } else { glue::partyline_glue_node_side(state.head) }
-            } else {
-                state.audit.cast::<c_void>()
-            }
-            .cast::<Side>();
-            for _ in 0..AUDIT {
-                if side.is_null() {
-                    break;
-                }
-                let tr = (*side).tr;
-                if !(*side).is(RUNNING) {
-                    self.read(state, side);
-                    if glue::partyline_glue_pending(tr) > 0 {
-                        self.wake(state, side);
-                    }
-                    self.rekey(state, side);
-                }
-                let next = glue::partyline_glue_node_next((*side).node);
-                side = if next.is_null() { null_mut() } else { glue::partyline_glue_node_side(next).cast() };
-            }
-            state.audit = side;
-        }
-    }
-
-    /// A program may have written the Via, the Call-ID or the id.
-    unsafe fn rekey(&self, state: &mut State, side: *mut Side) {
-        // SAFETY: called by `audit`.
-        unsafe {
-            let key = self.key_of((*side).tr);
-            if key != (*side).hash[KEYS] {
-                state.keys.remove(side);
-                (*side).hash[KEYS] = key;
-                state.keys.insert(side);
-            }
-            let id = glue::partyline_glue_id((*side).tr);
-            if id != (*side).id {
-                state.ids.remove(side);
-                (*side).id = id;
-                (*side).hash[IDS] = self.id_hash(id);
-                state.ids.insert(side);
-            }
-        }
-    }
-
     /// Transactions with this key or id, in list order.
     pub fn candidates(&self, state: &State, key: Option<u64>, id: c_int, out: &mut Vec<(u64, *mut Transaction)>) {
         let mut take = |side: *mut Side| {
@@ -539,6 +470,6 @@ impl Lane {
                 (*side).lane.store(null_mut(), Ordering::Release);
             }
         }
-        (state.head, state.tail, state.count, state.audit) = (null_mut(), null_mut(), 0, null_mut());
+        (state.head, state.tail, state.count) = (null_mut(), null_mut(), 0);
     }
 }

@@ -93,6 +93,8 @@ fn site(file: *mut c_char, line: u16) -> watch::Site {
 #[unsafe(no_mangle)]
 pub extern "C" fn partyline_constructor() {
     next::resolve();
+    #[cfg(windows)]
+    register_on_exit();
     // SAFETY: compares an address with NULL.
     if unsafe { partyline_glue_has_osip() } == 0 || start::start() == start::Mode::Libc {
         return;
@@ -106,10 +108,22 @@ extern "C" fn on_exit() {
     super::report::print();
 }
 
+/// The CRT has no section for what runs at exit.
+#[cfg(windows)]
+fn register_on_exit() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    // SAFETY: the function lives as long as the library.
+    ONCE.call_once(|| unsafe {
+        libc::atexit(on_exit);
+    });
+}
+
 #[used]
-#[unsafe(link_section = ".init_array")]
+#[cfg_attr(unix, unsafe(link_section = ".init_array"))]
+#[cfg_attr(windows, unsafe(link_section = ".CRT$XCU"))]
 static ON_LOAD: extern "C" fn() = partyline_constructor;
 
+#[cfg(unix)]
 #[used]
 #[unsafe(link_section = ".fini_array")]
 static ON_EXIT: extern "C" fn() = on_exit;

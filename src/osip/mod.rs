@@ -9,9 +9,16 @@
 //! | `exports` | the names of the transaction layer and the fifo, and whether they are in use |
 //! | `stack`, `lane`, `side` | per `osip_t`, per list, per transaction |
 //! | `execute`, `timers`, `transaction`, `fifo` | what the names do |
-//! | `heap`, `slab` | ready and deadline order; memory of which most stays untouched |
+//! | `resend` | the retransmissions of 200 and ACK |
+//! | `audit` | what programs write themselves |
+//! | `heap`, `queue`, `deadlines` | ready and deadline order |
+//! | `slab` | memory of which most stays untouched |
 //! | `glue` and `glue_*.c` | osip2's structs |
 
+#[cfg(osip2)]
+mod audit;
+#[cfg(osip2)]
+mod deadlines;
 #[cfg(osip2)]
 mod execute;
 #[cfg(osip2)]
@@ -27,7 +34,11 @@ mod interpose;
 #[cfg(osip2)]
 mod lane;
 pub mod memory;
+#[cfg(osip2)]
+mod queue;
 pub mod report;
+#[cfg(osip2)]
+mod resend;
 #[cfg(osip2)]
 mod side;
 #[cfg(osip2)]

@@ -9,10 +9,12 @@ use parking_lot::RwLock;
 
 use super::glue::{self, Event, EventView, KINDS, List, Osip, Transaction};
 use super::lane::Lane;
+use super::resend::Resends;
 use super::{report, side};
 
 pub struct Stack {
     pub lanes: [Lane; KINDS],
+    pub resends: Resends,
 }
 
 struct Known {
@@ -45,14 +47,18 @@ pub fn of(osip: *mut Osip) -> &'static Stack {
             for lane in &stack.lanes {
                 lane.osip.store(osip, Ordering::Relaxed);
             }
+            stack.resends.osip.store(osip, Ordering::Relaxed);
             stack
         }
-        None => Box::leak(Box::new(Stack { lanes: [0, 1, 2, 3].map(|kind| Lane::new(osip, kind)) })),
+        None => Box::leak(Box::new(Stack {
+            lanes: [0, 1, 2, 3].map(|kind| Lane::new(osip, kind)),
+            resends: Resends::new(osip),
+        })),
     };
     known.stacks.push((osip as usize, stack));
-    for lane in &stack.lanes {
-        LOW.fetch_min(lane.list() as usize, Ordering::Relaxed);
-        HIGH.fetch_max(lane.list() as usize, Ordering::Relaxed);
+    for list in stack.lanes.iter().map(Lane::list).chain([stack.resends.list()]) {
+        LOW.fetch_min(list as usize, Ordering::Relaxed);
+        HIGH.fetch_max(list as usize, Ordering::Relaxed);
     }
     report::add(lines);
     stack
@@ -70,9 +76,12 @@ pub fn touch(list: *mut List) {
 #[cold]
 fn touch_ours(list: *mut List) {
     let known = KNOWN.read();
-    let mut lanes = known.stacks.iter().flat_map(|(_, stack)| &stack.lanes);
-    if let Some(lane) = lanes.find(|lane| lane.list() == list) {
-        lane.touched.store(true, Ordering::Release);
+    for (_, stack) in &known.stacks {
+        if let Some(lane) = stack.lanes.iter().find(|lane| lane.list() == list) {
+            lane.touched.store(true, Ordering::Release);
+        } else if stack.resends.list() == list {
+            stack.resends.touched.store(true, Ordering::Release);
+        }
     }
 }
 
@@ -101,6 +110,7 @@ pub unsafe fn release(osip: *mut Osip) {
         for lane in &stack.lanes {
             lane.close();
         }
+        stack.resends.close();
         KNOWN.write().idle.push(stack);
     }
     // SAFETY: the caller's promise.
@@ -131,13 +141,13 @@ pub unsafe fn remove(osip: *mut Osip, tr: *mut Transaction, kind: c_int) -> c_in
 /// As `osip_remove_transaction`.
 pub unsafe fn remove_any(osip: *mut Osip, tr: *mut Transaction) -> c_int {
     if tr.is_null() {
-        return glue::BAD_PARAMETER;
+        return glue::bad_parameter();
     }
     // SAFETY: the caller's promise.
     unsafe {
         match glue::partyline_glue_kind(tr) {
             kind @ 0..=3 => remove(osip, tr, kind),
-            _ => glue::BAD_PARAMETER,
+            _ => glue::bad_parameter(),
         }
     }
 }
@@ -257,7 +267,11 @@ fn lines(out: &mut dyn Write) {
     let Some(known) = KNOWN.try_read() else { return };
     let all = known.stacks.iter().map(|(_, stack)| *stack).chain(known.idle.iter().copied());
     let mut sums = [[0u64; 5]; KINDS];
+    let mut resends = [0u64; 4];
     for stack in all {
+        for (total, one) in resends.iter_mut().zip(stack.resends.counts().unwrap_or_default()) {
+            *total += one;
+        }
         for (lane, sum) in stack.lanes.iter().zip(&mut sums) {
             if let Some(state) = lane.try_lock() {
                 let of_lane = [state.created, state.found, state.executed, state.timers, state.count as u64];
@@ -273,4 +287,6 @@ fn lines(out: &mut dyn Write) {
             "partyline: engine: {name} created {created} found {found} executed {executed} timers {timers} alive {alive}"
         );
     }
+    let [created, stopped, sent, alive] = resends;
+    let _ = writeln!(out, "partyline: engine: resends created {created} stopped {stopped} sent {sent} alive {alive}");
 }

@@ -3,7 +3,7 @@
 use core::cell::RefCell;
 use core::ffi::c_int;
 
-use super::glue::{self, Deadline, ICT, IXT, Osip};
+use super::glue::{self, Deadline, ICT, Osip};
 use super::side::Side;
 use super::stack;
 
@@ -27,7 +27,7 @@ pub unsafe fn execute(osip: *mut Osip, kind: c_int) {
             let mut state = lane.lock();
             lane.sync(&mut state);
             let now = Deadline::now();
-            lane.audit(&mut state, now);
+            lane.audit(&mut state);
             state.due.until(now, &mut due);
         }
         due.sort_unstable_by_key(|side| (**side).seq);
@@ -68,7 +68,9 @@ pub unsafe fn gettimeout(osip: *mut Osip, out: *mut libc::timeval) {
             let _public = lane.public();
             let mut state = lane.lock();
             lane.sync(&mut state);
-            lane.audit(&mut state, now);
+            if lane.is_short(&state) {
+                lane.audit(&mut state);
+            }
             if lane.kind == ICT {
                 while let Some((_, side)) = state.ready.first() {
                     if glue::partyline_glue_pending((*side).tr) >= 1 {
@@ -78,7 +80,7 @@ pub unsafe fn gettimeout(osip: *mut Osip, out: *mut libc::timeval) {
                     lane.calm(&mut state, side);
                 }
             }
-            if let Some((deadline, _)) = state.due.first() {
+            if let Some(deadline) = state.due.first() {
                 least = least.min(deadline);
             }
             if now >= least {
@@ -86,11 +88,7 @@ pub unsafe fn gettimeout(osip: *mut Osip, out: *mut libc::timeval) {
                 return;
             }
         }
-        glue::partyline_glue_lock(osip, IXT);
-        let mut deadline = Deadline::NEVER;
-        glue::partyline_glue_ixt_deadline(osip, &mut deadline);
-        glue::partyline_glue_unlock(osip, IXT);
-        least = least.min(deadline);
+        least = least.min(stack.resends.first(now));
         if now >= least {
             out.write(zero);
             return;

@@ -35,14 +35,15 @@ pub unsafe fn init(out: *mut *mut Transaction, kind: c_int, osip: *mut Osip, req
     unsafe {
         *out = null_mut();
         if glue::partyline_glue_has_call_id(request) == 0 {
-            return glue::BAD_PARAMETER;
+            return glue::bad_parameter();
         }
-        let Some((tr, side)) = alloc() else { return glue::NO_MEMORY };
+        let Some((tr, side)) = alloc() else { return glue::no_memory() };
         let code = glue::partyline_glue_transaction_init(tr, kind, osip, request, side.cast());
         if code != glue::SUCCESS {
             dispose(tr);
             return code;
         }
+        (*side).fifo.store(glue::partyline_glue_fifo(tr), Ordering::Relaxed);
         stack::add(osip, tr, if (0..3).contains(&kind) { kind } else { 3 });
         *out = tr;
     }
@@ -68,7 +69,7 @@ pub unsafe fn create(osip: *mut Osip, event: *mut Event) -> *mut Transaction {
 /// As `osip_transaction_add_event`.
 pub unsafe fn add_event(tr: *mut Transaction, event: *mut Event) -> c_int {
     if tr.is_null() || event.is_null() {
-        return glue::BAD_PARAMETER;
+        return glue::bad_parameter();
     }
     // SAFETY: the caller's promise.
     unsafe {
@@ -87,7 +88,7 @@ pub unsafe fn add_event(tr: *mut Transaction, event: *mut Event) -> c_int {
 /// As `osip_transaction_free`.
 pub unsafe fn free(tr: *mut Transaction) -> c_int {
     if tr.is_null() {
-        return glue::BAD_PARAMETER;
+        return glue::bad_parameter();
     }
     // SAFETY: the caller's promise.
     unsafe {
@@ -100,7 +101,7 @@ pub unsafe fn free(tr: *mut Transaction) -> c_int {
 /// As `osip_transaction_free2`.
 pub unsafe fn free2(tr: *mut Transaction) -> c_int {
     if tr.is_null() {
-        return glue::BAD_PARAMETER;
+        return glue::bad_parameter();
     }
     // SAFETY: the caller's promise.
     unsafe {

@@ -15,7 +15,7 @@ use super::pages::{PAGES, Refusal};
 use super::range::{address_of_slice, first_part, offset_of, slice_of, span_at};
 use super::span::{Span, bump, kind};
 use super::start::{self, Entry};
-use super::{next, runs, tls, watch};
+use super::{next, os, runs, tls, watch};
 
 /// At least `size` bytes, or null. Size 0 gives a block of its own.
 #[inline(always)]
@@ -86,8 +86,7 @@ pub unsafe fn from_heap(heap: *mut Heap, size: usize, limited: bool) -> *mut u8 
 fn refused(refusal: Refusal, size: usize) -> *mut u8 {
     match refusal {
         Refusal::Limit => {
-            // SAFETY: errno is this thread's.
-            unsafe { *libc::__errno_location() = libc::ENOMEM };
+            os::set_enomem();
             null_mut()
         }
         Refusal::Space => next::malloc(size),

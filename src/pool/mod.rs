@@ -28,6 +28,8 @@ mod heap;
 mod misuse;
 pub mod next;
 mod pages;
+#[cfg(test)]
+mod planted;
 mod range;
 mod remote;
 mod runs;

@@ -4,9 +4,19 @@
 //! In a library that exports `free` itself (feature `interpose-libc`) the name would lead back to us, so there the next
 //! definition is looked up.
 
-#[cfg(not(feature = "interpose-libc"))]
+#[cfg(all(unix, not(feature = "interpose-libc")))]
 mod behind {
     pub use libc::{free, malloc_usable_size as usable_size, realloc};
+}
+
+#[cfg(windows)]
+mod behind {
+    pub use libc::{free, realloc};
+
+    unsafe extern "C" {
+        #[link_name = "_msize"]
+        pub fn usable_size(block: *mut libc::c_void) -> usize;
+    }
 }
 
 #[cfg(feature = "interpose-libc")]
@@ -95,6 +105,13 @@ pub fn malloc(size: usize) -> *mut u8 {
     unsafe { libc::malloc(size).cast() }
 }
 
+#[cfg(windows)]
+pub fn aligned(size: usize, align: usize) -> *mut u8 {
+    // The CRT's aligned blocks need a free of their own, which nobody would call.
+    if align <= 16 { malloc(size) } else { core::ptr::null_mut() }
+}
+
+#[cfg(unix)]
 pub fn aligned(size: usize, align: usize) -> *mut u8 {
     let mut block = core::ptr::null_mut();
     // SAFETY: writes the pointer; a bad alignment is refused.

@@ -4,7 +4,7 @@
 //! at ─► [ descriptors: 256 bytes per slice ][ marks: 128 ][ guard ][ slice 0 ][ slice 1 ] ... [ slice n-1 ]
 //!         table                               marks                  base                      base + size
 //! ```
-//! 64 GiB of address space without memory behind it, halved until the system grants it; with a limit on address space
+//! 64 GiB of address space (16 on Windows) without memory behind it, halved until the system grants it; with a limit on address space
 //! (`ulimit -v`) at most a quarter of that, for the program needs the rest.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,6 @@ use super::os;
 use super::runs::{MARKS_SHIFT, Marks};
 use super::span::{SPAN_SHIFT, Span};
 
-const WANTED: usize = 64 << 30;
 /// Below this a pool is not worth having; libc serves.
 const LEAST: usize = 4 << 20;
 
@@ -81,7 +80,7 @@ pub fn address_of_slice(slice: usize) -> usize {
 
 /// Reserves the range and returns how many slices it has; 0 where there is no room for one.
 pub fn reserve() -> usize {
-    let mut wanted = WANTED;
+    let mut wanted = os::WANTED;
     if let Some(limit) = os::address_space_limit() {
         while wanted > limit / 4 {
             wanted /= 2;

@@ -20,10 +20,6 @@ use super::pages::PAGES;
 use super::tls::{self, State};
 use super::{guarded, range, watch};
 
-/// How many rounds of exit destructors may pass before a heap is handed over: glibc makes four, and other libraries'
-/// destructors still allocate and free in them.
-const ROUNDS: u64 = 3;
-
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Mode {
@@ -102,10 +98,7 @@ fn enter_slow() -> Entry {
         if mode == Mode::Pool {
             tls.heap.set(own);
         }
-        // The value must not be null for the destructor to be called. Where the call fails (no memory for the key's
-        // block) the heap is lost when the thread exits, which costs memory and nothing else.
-        // SAFETY: the key was created at start.
-        unsafe { libc::pthread_setspecific(EXIT_KEY.load(Ordering::Relaxed), own.cast()) };
+        os::set_exit_value(EXIT_KEY.load(Ordering::Relaxed), own.cast());
     }
     if mode == Mode::Pool { Entry::Heap(own) } else { Entry::Watched(own) }
 }
@@ -136,16 +129,14 @@ pub fn start() -> Mode {
         }
         if mode != Mode::Libc {
             let slices = range::reserve();
-            let mut key = 0;
-            // SAFETY: writes the key; the destructor lives as long as the library, which is never unloaded.
-            if slices == 0 || unsafe { libc::pthread_key_create(&mut key, Some(thread_exits)) } != 0 {
-                mode = Mode::Libc;
-            } else {
-                EXIT_KEY.store(key, Ordering::Relaxed);
-                PAGES.with(|pages| pages.start(slices));
-                // SAFETY: the handlers live as long as the library.
-                unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(after_fork)) };
-                watch::init(mode);
+            match if slices == 0 { None } else { os::on_thread_exit(thread_exits) } {
+                None => mode = Mode::Libc,
+                Some(key) => {
+                    EXIT_KEY.store(key, Ordering::Relaxed);
+                    PAGES.with(|pages| pages.start(slices));
+                    os::on_fork(before_fork, after_fork);
+                    watch::init(mode);
+                }
             }
         }
         MODE.store(mode as u8, Ordering::Release);
@@ -207,14 +198,13 @@ impl LateFallback for () {
     fn fallback() {}
 }
 
-/// pthread calls this when a thread that has a heap exits.
+/// The system calls this when a thread that has a heap exits.
 unsafe extern "C" fn thread_exits(own: *mut libc::c_void) {
     let tls = tls::tls();
     let rounds = tls.rounds.get() + 1;
     tls.rounds.set(rounds);
-    if rounds < ROUNDS {
-        // SAFETY: the key was created at start.
-        unsafe { libc::pthread_setspecific(EXIT_KEY.load(Ordering::Relaxed), own) };
+    if rounds < os::EXIT_ROUNDS {
+        os::set_exit_value(EXIT_KEY.load(Ordering::Relaxed), own);
         return;
     }
     tls.heap.set(tls::empty());

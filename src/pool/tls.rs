@@ -34,7 +34,7 @@ pub struct Tls {
     pub rounds: Cell<u64>,
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", unix))]
 core::arch::global_asm!(
     ".pushsection .tdata.partyline_tls,\"awT\",@progbits",
     ".balign 8",
@@ -51,7 +51,7 @@ core::arch::global_asm!(
     empty = sym EMPTY,
 );
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", unix))]
 #[inline(always)]
 pub fn heap() -> *mut Heap {
     let heap: *mut Heap;
@@ -67,7 +67,7 @@ pub fn heap() -> *mut Heap {
     heap
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", unix))]
 pub fn tls() -> &'static Tls {
     let at: *const Tls;
     // SAFETY: the thread's block lies at its pointer (fs:0) plus the variable's offset and lives as long as the thread;
@@ -83,22 +83,22 @@ pub fn tls() -> &'static Tls {
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(all(target_arch = "x86_64", unix)))]
 unsafe extern "C" {
-    fn partyline_glue_tls() -> *mut Tls;
+    fn partyline_glue_tls() -> *mut core::ffi::c_void;
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(all(target_arch = "x86_64", unix)))]
 pub fn tls() -> &'static Tls {
     // SAFETY: the accessor returns this thread's zero-initialised block, which has the layout of Tls.
-    let tls = unsafe { &*partyline_glue_tls() };
+    let tls = unsafe { &*partyline_glue_tls().cast::<Tls>() };
     if tls.heap.get().is_null() {
         tls.heap.set((&raw const EMPTY).cast_mut());
     }
     tls
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(all(target_arch = "x86_64", unix)))]
 #[inline(always)]
 pub fn heap() -> *mut Heap {
     tls().heap.get()

@@ -26,6 +26,10 @@ pub struct Counters {
     pub outages: Counter,
     /// Changes that the database refused for what they are.
     pub refused: Counter,
+    /// Changes that went into the spool.
+    pub spooled: Counter,
+    /// Rows of other servers that were looked at.
+    pub polled: Counter,
     /// Waiters that were given up.
     pub timeouts: Counter,
     pub expired: Counter,
@@ -53,6 +57,8 @@ impl<W: Send + 'static> Registrar<W> {
             ("store_retries_total", "Batches sent again after a deadlock or a lock wait.", &c.retries),
             ("store_outages_total", "Times that a writer found the database gone.", &c.outages),
             ("store_refused_total", "Changes that the database refused.", &c.refused),
+            ("spooled_total", "Changes that went into the spool.", &c.spooled),
+            ("polled_total", "Rows of other servers that were looked at.", &c.polled),
             ("timeouts_total", "Requests given up while they waited for the database.", &c.timeouts),
         ] {
             out.counter(&name(what), help, &[], counter.get());
@@ -63,6 +69,8 @@ impl<W: Send + 'static> Registrar<W> {
         out.gauge(&name("dirty"), "Addresses-of-record that are still to be written.", &[], levels.dirty as f64);
         let queued: usize = shared.partitions.iter().map(|p| p.depth()).sum();
         out.gauge(&name("queued"), "Changes on their way to the database.", &[], queued as f64);
+        let spooled = shared.spool.as_ref().map_or(0, |spool| spool.held());
+        out.gauge(&name("spool"), "Changes in the spool.", &[], spooled as f64);
         out.gauge(&name("users"), "Users remembered.", &[], shared.users.len() as f64);
         out.summary(&name("commit_seconds"), "Duration of a transaction.", &[], &c.commit_time);
     }

@@ -9,6 +9,7 @@
 //!
 //!   rules    what a request does to the bindings          cache    bindings, expiry, what the database has still to know
 //!   writer   packs changes into transactions, one thread per connection        loader   reads what the cache does not know
+//!   spool    keeps what was acknowledged while the database is away (write_through)
 //!   store    the trait, SQLite and MySQL                  users, auth          who somebody is
 //! ```
 //! Promises to the engine: `register` takes one shard's lock, waits for no database and allocates only when text has to be
@@ -19,12 +20,17 @@
 
 mod auth;
 mod cache;
+pub mod import;
 mod loader;
 mod metrics;
 mod options;
+mod partition;
+mod peers;
 mod reply;
 mod request;
 mod rules;
+mod spool;
+mod spooler;
 pub mod store;
 mod timer;
 mod users;
@@ -39,20 +45,22 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::sip::{AorKey, Message};
 use auth::{Authenticator, Verdict};
-use cache::{Cache, Policy, Shard, Spot};
+use cache::{Cache, Policy, Removal, Shard, Spot};
 use loader::{Gate, Loader, Waiter, What};
+use partition::Partition;
 use rules::Step;
-use store::{Kind, Session, Store, StoreError};
+use spool::Spool;
+use store::{Kind, Session, Store, StoreError, Widths};
 use users::{Known, Users};
-use writer::{Partition, Writer};
+use writer::Writer;
 
 pub use cache::{BindingView, State};
 pub use metrics::Counters;
 pub use options::{AuthMode, Mode, Options, WhenBrief, WhenFull};
+pub use partition::Ticket;
 pub use reply::{ReplyWriter, SipReply};
 pub use request::{Contact, MAX_REQUEST_CONTACTS, RegisterRequest, Registration};
 pub use rules::{Extra, Rejection};
-pub use writer::Ticket;
 
 /// Where waiters come back. Called from threads of the registrar, under none of its locks; it may call the registrar.
 /// What it leaves in the vector is dropped. It must not panic: that would end a writer.
@@ -110,6 +118,9 @@ pub(crate) struct Shared<W> {
     authenticator: Option<Authenticator>,
     store: Option<Arc<dyn Store>>,
     partitions: Box<[Partition<W>]>,
+    spool: Option<Spool>,
+    /// Where the table takes less than ours.
+    widths: Option<Widths>,
     loader: Loader<W>,
     sink: Box<dyn Sink<W>>,
     counters: Counters,
@@ -133,22 +144,23 @@ impl<W> Shared<W> {
 
     /// How many addresses-of-record without bindings a shard remembers.
     fn keep(&self) -> usize {
-        if self.cache.complete() {
+        if self.cache.complete() && !self.options.store.shared {
             0
-        } else if self.options.preload {
+        } else if !self.cache.complete() && self.options.preload {
             // While the table is streamed in nothing is forgotten: a row read earlier could bring it back.
             usize::MAX
         } else {
-            // What a round of the loader brought in must still be there when its requests run again.
+            // What a round of the loader brought in must still be there when its requests run again; and a poll that was
+            // under way when a binding was removed must not bring it back.
             (self.options.known_empty / self.cache.shards() as usize).max(loader::ROUND)
         }
     }
 
-    /// Whether a record's last change is as good as done.
+    /// Whether a record's last change is in the database.
     fn durable(&self, index: u32) -> impl Fn(u32) -> bool + '_ {
-        let matters = self.policy() == Policy::Now || !self.cache.complete();
+        let matters = self.policy() == Policy::Now || !self.cache.complete() || self.options.store.shared;
         let partition = self.partition_of(index).filter(|_| matters);
-        move |handed| partition.is_none_or(|partition| partition.is_done(handed))
+        move |handed| partition.is_none_or(|partition| partition.is_stored(handed))
     }
 
     /// Lets go of a record that has no bindings, as far as that can be.
@@ -196,6 +208,8 @@ pub fn system_clock() -> u32 {
 pub struct Registrar<W: Send + 'static> {
     shared: Arc<Shared<W>>,
     threads: Mutex<Threads>,
+    /// The writers have ended.
+    over: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -224,15 +238,23 @@ impl<W: Send + 'static> Registrar<W> {
         };
         let writes = options.mode != Mode::Memory;
         let mut sessions = Vec::new();
+        let mut widths = None;
         if let Some(store) = &store {
             store.prepare()?;
+            widths = Some(store.widths()?).filter(|widths| *widths != Widths::default());
             let writers = if options.writers == 0 { store.writers() } else { options.writers };
             for _ in 0..if writes { writers } else { 0 } {
                 sessions.push(store.connect()?);
             }
         }
+        let spool = match &store {
+            Some(store) if !options.spool.is_empty() && writes => {
+                Some(Spool::open(&options.spool, &store.place(), options.spool_limit)?)
+            }
+            _ => None,
+        };
         let shared = Arc::new(Shared {
-            cache: Cache::new(options.shards, !writes),
+            cache: Cache::new(options.shards, !writes, options.store.shared),
             users: Users::new(options.user_cache, options.user_ttl, options.no_user_ttl),
             authenticator: Authenticator::new(&options),
             partitions: sessions.iter().map(|_| Partition::new()).collect(),
@@ -243,15 +265,32 @@ impl<W: Send + 'static> Registrar<W> {
             stop: Mutex::new(()),
             stopped: Condvar::new(),
             store,
+            spool,
+            widths,
             clock,
             options,
         });
+        if let Some(spool) = &shared.spool {
+            // Before anybody reads a row: what an earlier run owes comes first.
+            let left = spool.held();
+            let session = sessions.pop();
+            sessions.extend(Writer::new(&shared, 0, session).replay_all(spool)?);
+            if left > 0 {
+                tracing::info!(changes = left, "the spool of an earlier run is replayed");
+            }
+        }
         let mut threads = Threads::default();
         for (me, session) in sessions.into_iter().enumerate() {
             let shared = shared.clone();
             threads.writers.push(spawn("writer", move || Writer::new(&shared, me, Some(session)).run())?);
         }
-        let registrar = Registrar { shared, threads: Mutex::new(threads) };
+        let over = Arc::new(AtomicBool::new(false));
+        if shared.policy() == Policy::Now && shared.spool.is_some() {
+            let (shared, over) = (shared.clone(), over.clone());
+            let run = move || shared.spool.iter().for_each(|spool| shared.run_spooler(spool, &over));
+            threads.others.push(spawn("spooler", run)?);
+        }
+        let registrar = Registrar { shared, threads: Mutex::new(threads), over };
         let start = |name, run: fn(&Shared<W>)| -> Result<(), StoreError> {
             let shared = registrar.shared.clone();
             registrar.threads.lock().others.push(spawn(name, move || run(&shared))?);
@@ -264,6 +303,9 @@ impl<W: Send + 'static> Registrar<W> {
         if writes && registrar.shared.options.preload {
             start("preload", |shared| shared.run_preload(None))?;
         }
+        if writes && registrar.shared.options.store.shared {
+            start("peers", |shared| shared.run_peers())?;
+        }
         Ok(registrar)
     }
 
@@ -272,6 +314,9 @@ impl<W: Send + 'static> Registrar<W> {
         let shared = &*self.shared;
         if let Err(rejection) = rules::check(request) {
             return self.reject(rejection, reply);
+        }
+        if let Some(column) = shared.widths.as_ref().and_then(|widths| request.too_long_for(widths)) {
+            return self.reject(Rejection::TooLong(column), reply);
         }
         if shared.closing() && shared.options.mode != Mode::Memory {
             return self.reject(Rejection::StoreBusy { retry_after: shared.options.retry_after }, reply);
@@ -302,7 +347,7 @@ impl<W: Send + 'static> Registrar<W> {
             let waits = weight > 0 || found.is_some_and(|slot| !partition.is_done(shard.handed(slot)));
             if waits {
                 let queue = partition.lock();
-                if !queue.has_room(weight.max(1), shared.options.queue) {
+                if partition.refusing() || !queue.has_room(weight.max(1), shared.options.queue) {
                     drop((queue, guard));
                     let retry_after = shared.options.retry_after;
                     return self.reject(Rejection::StoreBusy { retry_after }, reply);
@@ -412,6 +457,11 @@ impl<W: Send + 'static> Registrar<W> {
             for partition in &self.shared.partitions {
                 partition.kick();
             }
+            if let Some(spool) =
+                self.shared.spool.as_ref().filter(|_| self.shared.partitions.iter().any(|p| p.spooling()))
+            {
+                spool.bell.ring();
+            }
         }
     }
 
@@ -435,15 +485,21 @@ impl<W: Send + 'static> Registrar<W> {
             if let Some(count) = self.try_lookup(aor, now, &mut each) {
                 return Ok(count);
             }
-            let shared = &*self.shared;
-            let gate = Arc::new(Gate::default());
-            let deadline = Instant::now() + shared.options.commit_timeout;
-            let waiter = Waiter::Thread(gate.clone());
-            if shared.loader.ask(What::Bindings, aor, waiter, deadline, shared.options.load_queue).is_err() {
-                return Err(StoreError::new(Kind::Timeout, "too many requests wait for the database"));
-            }
-            gate.wait()?;
+            self.wait_for(LoadTicket { what: What::Bindings, key: aor })?;
         }
+    }
+
+    /// Reads what a request misses while the calling thread waits, at most `commit_timeout`. For callers that have a thread
+    /// of their own; all others [`Registrar::load`].
+    pub fn wait_for(&self, ticket: LoadTicket<'_>) -> Result<(), StoreError> {
+        let shared = &*self.shared;
+        let gate = Arc::new(Gate::default());
+        let deadline = Instant::now() + shared.options.commit_timeout;
+        let waiter = Waiter::Thread(gate.clone());
+        if shared.loader.ask(ticket.what, ticket.key, waiter, deadline, shared.options.load_queue).is_err() {
+            return Err(StoreError::new(Kind::Timeout, "too many requests wait for the database"));
+        }
+        gate.wait()
     }
 
     /// As [`Registrar::lookup`] without waiting: `None` when the cache does not know the address-of-record;
@@ -492,7 +548,8 @@ impl<W: Send + 'static> Registrar<W> {
             return 0;
         }
         let queued: usize = self.shared.partitions.iter().map(|p| p.depth()).sum();
-        self.shared.cache.levels().dirty + queued
+        let spooled = self.shared.spool.as_ref().map_or(0, |spool| spool.held() as usize);
+        self.shared.cache.levels().dirty + queued + spooled
     }
 
     /// The key under which an address-of-record stands in the cache: without its domain where the options say so.
@@ -528,11 +585,19 @@ impl<W: Send + 'static> Registrar<W> {
             partition.begin_close(deadline);
         }
         let threads = std::mem::take(&mut *self.threads.lock());
-        for thread in threads.writers.into_iter().chain(threads.others) {
-            if thread.join().is_err() {
-                tracing::error!("a thread of the registrar panicked");
+        let join = |threads: Vec<JoinHandle<()>>| {
+            for thread in threads {
+                if thread.join().is_err() {
+                    tracing::error!("a thread of the registrar panicked");
+                }
             }
+        };
+        join(threads.writers);
+        self.over.store(true, Ordering::Release);
+        if let Some(spool) = &shared.spool {
+            spool.bell.ring();
         }
+        join(threads.others);
     }
 }
 
@@ -570,13 +635,14 @@ fn apply(
         }
     }
     let slot = slot?;
+    let by = Removal { call_id: request.call_id, cseq: request.cseq, now };
     if plan.all {
         for index in (0..shard.bindings(slot).len()).rev() {
-            shard.remove(slot, index, policy, emit);
+            shard.bury(slot, index, by, policy, emit);
         }
     }
     for index in plan.removed() {
-        shard.remove(slot, usize::from(*index), policy, emit);
+        shard.bury(slot, usize::from(*index), by, policy, emit);
     }
     Some(slot)
 }

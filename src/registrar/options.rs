@@ -85,6 +85,9 @@ pub struct Options {
     /// Without `preload`: how many addresses-of-record are remembered to have no bindings. Default 65,536.
     pub known_empty: usize,
 
+    /// With `store.shared`: how often the other servers' changes are asked for. Default 400 ms.
+    pub poll_interval: Duration,
+
     /// Connections that write. Default 0: as the store proposes (MySQL 2, SQLite 1).
     pub writers: usize,
     /// Changes per transaction. Default 100, where larger batches stop paying.
@@ -95,6 +98,13 @@ pub struct Options {
     pub queue: usize,
     /// How long a REGISTER may wait for its commit, or for its address-of-record to be loaded. Default 5 s.
     pub commit_timeout: Duration,
+    /// A SQLite file, in which write_through keeps what it answered while the database is away, until the database has it.
+    /// Default empty: none; then a REGISTER waits for `commit_timeout` and gets 503.
+    pub spool: String,
+    /// A batch that is not committed after this time goes into the spool. Default 500 ms.
+    pub spool_after: Duration,
+    /// Changes that the spool may hold. Default 10,000,000.
+    pub spool_limit: u64,
     /// Requests that may wait to be loaded; past it they get 503. Default 65,536.
     pub load_queue: usize,
     /// How long `close` waits for what is still to be written. Default 10 s.
@@ -135,11 +145,15 @@ impl Default for Options {
             shards: 256,
             preload: true,
             known_empty: 65_536,
+            poll_interval: Duration::from_millis(400),
             writers: 0,
             batch: 100,
             flush_interval: Duration::from_secs(1),
             queue: 65_536,
             commit_timeout: Duration::from_secs(5),
+            spool: String::new(),
+            spool_after: Duration::from_millis(500),
+            spool_limit: 10_000_000,
             load_queue: 65_536,
             close_timeout: Duration::from_secs(10),
             auth: AuthMode::default(),
@@ -169,6 +183,8 @@ impl Options {
             "max_expires must be above 0 and not below min_expires"
         } else if !(1..=1000).contains(&self.max_contacts) {
             "max_contacts must lie between 1 and 1000"
+        } else if self.store.shared && self.store.server_id == 0 {
+            "several servers on one table need a server_id each, from 1 on, and no two the same"
         } else if self.batch == 0 || self.queue == 0 || self.load_queue == 0 {
             "batch, queue and load_queue must be above 0"
         } else if self.writers > 64 {

@@ -10,6 +10,7 @@
 
 pub mod crew;
 mod group;
+mod loan;
 mod overload;
 mod pool;
 mod strand;
@@ -26,4 +27,4 @@ pub use pool::{Clock, Leader, LeftOver, Options, Pool, Source};
 pub use strand::{Admit, Bounds, Next, Permit, Policy, StrandSet};
 pub use task::{Run, Task};
 pub use timers::{Cancel, TimerId, Timers};
-pub use watchdog::{Overdue, Watch, Watchdog, Watched};
+pub use watchdog::{Overdue, Patrol, Watch, Watchdog, Watched};

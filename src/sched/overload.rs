@@ -86,7 +86,7 @@ impl Overload {
 
     pub fn metrics(&self, out: &mut Text) {
         out.gauge("partyline_overload", "1 while overloaded.", &[], f64::from(u8::from(self.is_over())));
-        out.counter("partyline_overload_total", "Times the high watermark was passed.", &[], self.times.get());
+        out.counter("partyline_overloads_total", "Times the high watermark was passed.", &[], self.times.get());
         for (class, name) in [(Class::New, "new"), (Class::Urgent, "urgent")] {
             let help = "Messages refused because of overload.";
             out.counter("partyline_overload_refused_total", help, &[("class", name)], self.refused(class));

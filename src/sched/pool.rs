@@ -38,6 +38,9 @@ pub struct Options {
     pub keep_alive: Duration,
     /// Tasks that may wait; one more is refused.
     pub queue_limit: usize,
+    /// How long a call that the leader makes itself ([`Leader::lend`]) may take before another thread leads; zero: a leader
+    /// makes no such calls.
+    pub takeover: Duration,
     /// Processors to keep the threads on, in turn.
     pub pin: Option<Vec<usize>>,
 }
@@ -51,6 +54,7 @@ impl Default for Options {
             batch: 2,
             keep_alive: Duration::from_secs(30),
             queue_limit: 65_536,
+            takeover: Duration::from_millis(1),
             pin: None,
         }
     }
@@ -60,7 +64,8 @@ impl Default for Options {
 pub trait Source: Send + Sync + 'static {
     /// Called by the leader, with no lock held. Waits for events at most `timeout` (`None`: for ever), handles a bounded
     /// batch of them and returns; timers and the pool's stop wait for that return. Before anything that may block it
-    /// calls [`Leader::promote`], and then leaves the source alone: another thread is in it.
+    /// calls [`Leader::promote`], and then leaves the source alone: another thread is in it. Or it calls
+    /// [`Leader::lend`], for what is mostly short: then another thread comes only if it is not.
     fn lead(&self, leader: &mut Leader<'_>, timeout: Option<Duration>);
 
     /// Makes `lead` return soon. From any thread, never blocks, may be called often. It sticks: after a call while
@@ -122,6 +127,7 @@ impl Pool {
             batch: options.batch,
             queue: options.queue_limit,
             leads: source.is_some(),
+            takeover: options.takeover,
         };
         Ok(Pool {
             inner: Arc::new(Inner {
@@ -236,8 +242,11 @@ impl Pool {
                 out.gauge(name, help, &[("pool", pool)], of(figures) as f64);
             }
         }
-        let counters: [(&str, &str, Read); 7] = [
+        let counters: [(&str, &str, Read); 8] = [
             ("partyline_pool_promotions_total", "Times leadership was given away.", |f| f.promotions),
+            ("partyline_pool_takeovers_total", "Times leadership was taken from a call that took long.", |f| {
+                f.takeovers
+            }),
             ("partyline_pool_full_total", "Times nobody was there to lead and no thread allowed.", |f| f.full),
             ("partyline_pool_tasks_total", "Tasks begun.", |f| f.taken),
             ("partyline_pool_refused_total", "Tasks refused because the queue was full or stopped.", |f| f.refused),
@@ -351,9 +360,9 @@ impl Inner {
                 }
             }
             let timeout = clock.and_then(|clock| clock.turn());
-            let mut leader = Leader { pool: self, leads: true, since: None };
+            let mut leader = Leader { pool: self, leads: true, since: None, loan: Cell::new(None) };
             let end = catch_unwind(AssertUnwindSafe(|| source.lead(&mut leader, timeout)));
-            let leads = leader.leads;
+            let leads = leader.reclaim();
             if let Err(panic) = end {
                 self.panicked("source", &*panic);
             }
@@ -384,6 +393,15 @@ pub struct Leader<'p> {
     pool: &'p Arc<Inner>,
     leads: bool,
     since: Option<Instant>,
+    loan: Cell<Option<Loan>>,
+}
+
+/// Calls that the leader makes itself.
+#[derive(Clone, Copy)]
+struct Loan {
+    began: Instant,
+    /// `None`: leadership was taken.
+    token: Option<u64>,
 }
 
 impl Leader<'_> {
@@ -391,7 +409,7 @@ impl Leader<'_> {
     /// thread leads or is about to; false when nobody is idle and `max` threads are there (or the system gives no more):
     /// then the caller leads on, and hands on by [`Pool::submit`], or refuses, what may block.
     pub fn promote(&mut self) -> bool {
-        if !self.leads {
+        if !self.reclaim() {
             return true;
         }
         // Threads that are reserved and still to be started; the new leader must not wait for them.
@@ -424,10 +442,41 @@ impl Leader<'_> {
         !self.leads
     }
 
+    /// From now on this thread makes calls that may block, one or a few, mostly short; a follower watches, and leads when
+    /// one of them takes longer than [`Options::takeover`]. False: the pool does not do this, promote instead. What
+    /// belongs to the source's events must be given back before, for another thread may come into it at any moment.
+    pub fn lend(&mut self) -> bool {
+        if !self.leads {
+            return true;
+        }
+        let now = Instant::now();
+        let Some((token, errand)) = self.pool.crew.lend(now) else { return false };
+        self.loan.set(Some(Loan { began: now, token: Some(token) }));
+        self.pool.errand(errand);
+        true
+    }
+
+    /// While lent: the next call begins. Its time counts anew, unless all calls together have taken too long already.
+    pub fn renew(&self, now: Instant) {
+        let Some(loan) = self.loan.get() else { return };
+        let Some(token) = loan.token else { return };
+        if now.saturating_duration_since(loan.began) < self.pool.crew.takeover_bound() {
+            self.loan.set(Some(Loan { token: self.pool.crew.renew(token, now), ..loan }));
+        }
+    }
+
+    /// The calls have ended. True if this thread leads still.
+    pub fn reclaim(&mut self) -> bool {
+        if let Some(loan) = self.loan.take() {
+            self.leads = loan.token.is_some_and(|token| self.pool.crew.reclaim(token));
+        }
+        self.leads
+    }
+
     /// Stops leading although nobody is there to take over: the first thread that has finished its work will lead. For
     /// work that cannot be queued when [`Leader::promote`] said false; until then the source is left alone.
     pub fn abdicate(&mut self) {
-        if self.leads {
+        if self.reclaim() {
             self.pool.crew.abdicate();
             self.leads = false;
         }

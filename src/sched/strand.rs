@@ -246,10 +246,11 @@ impl<J: Send + 'static> StrandSet<J> {
             drop(shard);
             return Admit::Run(job, self.permit(key, at as u32, Instant::now()));
         }
-        let room = (strand.queued as usize) < self.bounds.per_strand
-            && self.queued.fetch_add(1, Ordering::Relaxed) < self.bounds.total;
+        // A hold is short and nobody's fault: what comes meanwhile is bounded in all only.
+        let near = held || (strand.queued as usize) < self.bounds.per_strand;
+        let room = near && self.queued.fetch_add(1, Ordering::Relaxed) < self.bounds.total;
         if !room {
-            if (strand.queued as usize) < self.bounds.per_strand {
+            if near {
                 self.queued.fetch_sub(1, Ordering::Relaxed);
             }
             if self.policy == Policy::Keyed && strand.running == 0 && strand.queued == 0 {

@@ -5,15 +5,18 @@
 //! plugin's deadline once, and once more with the whole time when it has ended at last. It ends nothing: a thread cannot
 //! be taken out of a C function safely.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use super::sync::own_number;
 use super::task::Run;
+use crate::ffi::thread::block_signals;
 use crate::observe::{Counter, Text};
 
 /// Calls that can be watched at a time; more are made all the same and counted.
@@ -188,6 +191,43 @@ impl Watchdog {
 
     fn nanos(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.origin).as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A thread of its own that scans, so that overdue calls are told even when every thread of the pools is in one. Ends when
+/// it is dropped.
+pub struct Patrol {
+    ended: Arc<(Mutex<bool>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watchdog {
+    /// Scans four times in the shortest deadline, at most a hundred times a second and at least once.
+    pub fn patrol(self: &Arc<Self>) -> io::Result<Patrol> {
+        let shortest = self.plugins.read().iter().map(|p| p.deadline).min().unwrap_or(Duration::MAX);
+        let pause = (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1));
+        let ended = Arc::new((Mutex::new(false), Condvar::new()));
+        let (dog, told) = (Arc::clone(self), Arc::clone(&ended));
+        let _blocked = block_signals();
+        let thread = std::thread::Builder::new().name("pl-watchdog".into()).spawn(move || {
+            let mut over = told.0.lock();
+            while !*over {
+                told.1.wait_for(&mut over, pause);
+                MutexGuard::unlocked(&mut over, || dog.scan(Instant::now()));
+            }
+        })?;
+        Ok(Patrol { ended, thread: Some(thread) })
+    }
+}
+
+impl Drop for Patrol {
+    fn drop(&mut self) {
+        *self.ended.0.lock() = true;
+        self.ended.1.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // It panics with nobody: reports are caught.
+            let _ = thread.join();
+        }
     }
 }
 

@@ -14,11 +14,13 @@ use mysql::prelude::Queryable;
 pub struct Mariadb {
     dir: PathBuf,
     port: u16,
+    /// More arguments of the server.
+    extra: String,
     /// Holds the pipe.
     _watcher: Child,
 }
 
-const PORTS: std::ops::Range<u16> = 21400..21500;
+const PORTS: std::ops::Range<u16> = 24500..24600;
 
 fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/mariadb.sh")
@@ -42,6 +44,11 @@ fn free_port() -> u16 {
 impl Mariadb {
     /// Starts a server of its own, for a test that kills it.
     pub fn start(name: &str) -> Mariadb {
+        Mariadb::start_with(name, "")
+    }
+
+    /// With more arguments for mariadbd.
+    pub fn start_with(name: &str, extra: &str) -> Mariadb {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("mariadb-{name}-{}", std::process::id()));
         let watcher = Command::new("sh")
             .args(["-c", "read _; \"$0\" stop \"$1\"; rm -rf \"$1\""])
@@ -52,7 +59,7 @@ impl Mariadb {
             .stderr(Stdio::null())
             .spawn()
             .expect("a shell that waits for the end of this process");
-        let server = Mariadb { dir, port: free_port(), _watcher: watcher };
+        let server = Mariadb { dir, port: free_port(), extra: extra.to_owned(), _watcher: watcher };
         // mariadb-install-db does not bear company.
         static INSTALLING: Mutex<()> = Mutex::new(());
         let _one = INSTALLING.lock();
@@ -69,6 +76,9 @@ impl Mariadb {
     fn run(&self, verb: &str, port: Option<u16>) {
         let mut command = Command::new(script());
         command.arg(verb).arg(&self.dir).args(port.map(|p| p.to_string())).stdin(Stdio::null());
+        if !self.extra.is_empty() {
+            command.env("MARIADB_EXTRA", &self.extra);
+        }
         let output = command.output().expect("scripts/mariadb.sh");
         assert!(output.status.success(), "mariadb.sh {verb}: {}", String::from_utf8_lossy(&output.stderr));
     }
@@ -76,6 +86,17 @@ impl Mariadb {
     /// kill -9; comes back when the process is gone.
     pub fn kill(&self) {
         self.run("kill", None);
+    }
+
+    pub fn pid(&self) -> i32 {
+        let pid = std::fs::read_to_string(self.dir.join("pid")).expect("the server's pid");
+        pid.trim().parse().expect("a number")
+    }
+
+    /// Sends the server a signal.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: a system call on a process that this one started.
+        assert_eq!(unsafe { libc::kill(self.pid(), signal) }, 0);
     }
 
     /// Starts it again, on the same port and data.

@@ -23,7 +23,7 @@ pub fn libs() -> Vec<String> {
     words("OSIP_LIBS").unwrap_or_else(|| vec!["-losip2".into(), "-losipparser2".into()])
 }
 
-fn has_osip() -> bool {
+pub fn has_osip() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     *FOUND.get_or_init(|| {
         let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("has_osip.c");
@@ -57,34 +57,34 @@ pub fn build(source: &str, link: &[&str]) -> Option<PathBuf> {
     Some(out)
 }
 
-/// The shared library as it is installed, from this build's sources, in a target directory of its own.
-pub fn library() -> &'static Path {
+/// Where `make lib` puts the libraries, made if the sources are newer. `OSIP_LIBRARY_DIR` names another place, which is
+/// taken as it is: how `scripts/osip-versions.sh` tests what was built against another osip2.
+fn libraries() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let done = Command::new(env!("CARGO"))
+        if let Some(dir) = std::env::var_os("OSIP_LIBRARY_DIR") {
+            return dir.into();
+        }
+        let done = Command::new("make")
             .current_dir(root())
-            .args(["rustc", "--release", "--lib", "--crate-type", "cdylib", "--features", "interpose-libc"])
+            .args(["--no-print-directory", "target/lib/.built"])
             .output()
             .unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        let target = std::env::var("CARGO_TARGET_DIR").map_or_else(|_| root().join("target"), PathBuf::from);
-        target.join("release/libpartyline.so")
+        root().join("target/lib")
     })
 }
 
-/// The archive, built the same way.
+/// The shared library as it is installed.
+pub fn library() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| libraries().join("libpartyline.so.0"))
+}
+
+/// The archive.
 pub fn archive() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let done = Command::new(env!("CARGO"))
-            .current_dir(root())
-            .args(["rustc", "--release", "--lib", "--crate-type", "staticlib"])
-            .output()
-            .unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        let target = std::env::var("CARGO_TARGET_DIR").map_or_else(|_| root().join("target"), PathBuf::from);
-        target.join("release/libpartyline.a")
-    })
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| libraries().join("libpartyline.a"))
 }
 
 pub struct Output {
@@ -170,6 +170,6 @@ pub fn compare(program: &Path, arguments: &[&str]) -> Counts {
     }
     let counts = Counts::read(&ours.stderr);
     let all: u64 = ["ict", "ist", "nict", "nist"].iter().map(|kind| counts.of(kind, "executed")).sum();
-    assert!(all > 0, "the engine was not in use:\n{}", ours.stderr);
+    assert!(all + counts.of("resends", "sent") > 0, "the engine was not in use:\n{}", ours.stderr);
     counts
 }

@@ -12,6 +12,7 @@ use super::table::Ends;
 use crate::net::BATCH;
 use crate::net::error::{BindError, Transport};
 use crate::net::reactor::Mark;
+use crate::net::sys::polling;
 
 /// How long accepting rests when descriptors have run out, unless a connection closes before.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -33,7 +34,7 @@ impl Default for TcpOptions {
 
 /// A listening TCP socket. Opened here, then given to [`super::super::Reactor::add_tcp`].
 pub struct TcpAcceptor {
-    listener: mio::net::TcpListener,
+    listener: polling::TcpListener,
     local: SocketAddr,
     pub(in crate::net) mark: Mark,
 }
@@ -55,7 +56,7 @@ impl TcpAcceptor {
         socket.bind(&addr.into()).map_err(failed("bind"))?;
         socket.listen(options.backlog).map_err(failed("listen"))?;
         socket.set_nonblocking(true).map_err(failed("set non-blocking"))?;
-        let listener = mio::net::TcpListener::from_std(socket.into());
+        let listener = polling::TcpListener::from_std(socket.into());
         let local = listener.local_addr().map_err(failed("read the local address"))?;
         Ok(TcpAcceptor { listener, local, mark: Mark::default() })
     }
@@ -64,7 +65,7 @@ impl TcpAcceptor {
         self.local
     }
 
-    pub(in crate::net) fn parts_mut(&mut self) -> (&mut mio::net::TcpListener, &mut Mark) {
+    pub(in crate::net) fn parts_mut(&mut self) -> (&mut polling::TcpListener, &mut Mark) {
         (&mut self.listener, &mut self.mark)
     }
 }

@@ -3,7 +3,7 @@
 //! A connection is a *bound* handle: while somebody handles it (BUSY), others leave what the system reports in its
 //! flags, and whoever lets go of it looks at them. No system call arms or disarms anything.
 
-use std::io::{self, Read};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -15,6 +15,7 @@ use super::ring::Ring;
 use super::table::flag;
 use crate::net::BATCH;
 use crate::net::framer::{FrameError, SipFramer, Step};
+use crate::net::sys::polling;
 
 /// A scratch buffer that has grown beyond this is given back.
 const SCRATCH_KEPT: usize = 128 * 1024;
@@ -201,10 +202,7 @@ impl StreamReady {
             let space = ring.space();
             let room = space.len();
             let result = match &*slot.stream.read() {
-                Some(stream) => {
-                    let mut stream: &mio::net::TcpStream = stream;
-                    stream.read(space)
-                }
+                Some(stream) => polling::read(stream, space),
                 None => break,
             };
             match result {

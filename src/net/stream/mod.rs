@@ -24,9 +24,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use mio::{Interest, Registry, Token};
+use mio::{Interest, Token};
 use parking_lot::Mutex;
-use socket2::{Domain, Protocol, Socket, Type};
 
 pub use accept::{TcpAcceptor, TcpOptions};
 pub use conn::Conn;
@@ -39,6 +38,7 @@ pub(in crate::net) use table::is_stream;
 
 use super::framer::{FramerLimits, SipFramer};
 use super::reactor::{Reactor, Signal};
+use super::sys::polling::{self, Registry};
 use crate::observe::Text;
 use events::StreamCounters;
 use input::{Due, Input};
@@ -169,25 +169,13 @@ impl Streams {
         if let Some(conn) = self.find(peer, local) {
             return Ok(conn);
         }
-        let socket = Socket::new(Domain::for_address(peer), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_nonblocking(true)?;
-        socket.set_tcp_nodelay(true)?;
-        if let Some(ip) = local {
-            socket.bind(&SocketAddr::new(ip, 0).into())?;
-        }
-        match socket.connect(&peer.into()) {
-            Ok(()) => {}
-            Err(error) if is_in_progress(&error) => {}
-            Err(error) => return Err(error),
-        }
-        let bound = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
-        let stream = mio::net::TcpStream::from_std(socket.into());
+        let (stream, bound) = polling::connect(peer, local)?;
         let ends = Ends { peer, local: bound, incoming: false };
         self.adopt(stream, ends)?.ok_or_else(|| io::Error::other("too many stream connections"))
     }
 
     /// Takes a socket in: an object, a place in the table, the reactor's attention. `None`: a limit is reached.
-    fn adopt(self: &Arc<Self>, mut stream: mio::net::TcpStream, ends: Ends) -> io::Result<Option<Conn>> {
+    fn adopt(self: &Arc<Self>, mut stream: polling::TcpStream, ends: Ends) -> io::Result<Option<Conn>> {
         match self.table.admit(ends.peer.ip(), self.options.connections, self.options.per_source) {
             Ok(()) => {}
             Err(full) => {
@@ -327,13 +315,3 @@ impl Streams {
 const _: () = assert!(Streams::bytes_per_idle_connection() <= 512);
 // The reactor's bits and the slot's are the same ones.
 const _: () = assert!(flag::READABLE | flag::WRITABLE | flag::HUNG_UP == 7);
-
-#[cfg(unix)]
-fn is_in_progress(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EINPROGRESS)
-}
-
-#[cfg(not(unix))]
-fn is_in_progress(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::WouldBlock
-}

@@ -6,13 +6,14 @@
 //! its own window fills, and it has to read. What is sent to it of our own accord can still reach the bound; then, or
 //! when it reads nothing for long, it is disconnected.
 
-use std::io::{self, Write};
+use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::conn::Conn;
 use super::events::CloseReason;
 use super::table::flag;
+use crate::net::sys::polling;
 
 /// How many times the bound may wait for a peer when it is answers that it has asked for.
 const OWED: usize = 16;
@@ -179,10 +180,7 @@ impl Conn {
             let mut blocked = false;
             while !chunk.rest().is_empty() {
                 let result = match &*slot.stream.read() {
-                    Some(stream) => {
-                        let mut stream: &mio::net::TcpStream = stream;
-                        stream.write(chunk.rest())
-                    }
+                    Some(stream) => polling::write(stream, chunk.rest()),
                     None => Err(io::ErrorKind::NotConnected.into()),
                 };
                 match result {

@@ -19,6 +19,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::input::Input;
 use super::output::Output;
+use crate::net::sys::polling;
 
 /// Set in a token that is a connection's.
 const STREAM: usize = 1 << (usize::BITS - 1);
@@ -95,7 +96,7 @@ pub(super) struct Slot {
     pub(super) reason: AtomicU8,
     pub(super) ends: RwLock<Option<Ends>>,
     /// Read-locked for a system call on it, write-locked once, to close it.
-    pub(super) stream: RwLock<Option<mio::net::TcpStream>>,
+    pub(super) stream: RwLock<Option<polling::TcpStream>>,
     pub(super) input: Mutex<Input>,
     pub(super) output: Mutex<Output>,
     /// What is due next on the reading side: tick * 8 + kind; 0: nothing.

@@ -1,8 +1,9 @@
 //! The contract with the operating system: all that `net` needs of it and that `std`, `mio` and `socket2` do not give.
 //!
-//! One file per system implements [`Os`]: `linux.rs` with `recvmmsg`/`sendmmsg` and IP_PKTINFO, `portable.rs` with
-//! mio's `recv_from`/`send_to` for everything else. The portable one is compiled everywhere, so that tests on Linux run
-//! both and compare them.
+//! One file per system implements [`Os`]: `linux.rs` with `recvmmsg`/`sendmmsg` and IP_PKTINFO, `windows/` over a
+//! completion port, `portable.rs` with `recv_from`/`send_to` for everything else. The portable one is compiled everywhere,
+//! so that tests run both and compare them. `polling` has the names by which sockets are waited for: mio's, or on Windows
+//! the port under the same names.
 //!
 //! Sockets handed in are non-blocking; no function here waits, except [`Os::wait_writable`].
 
@@ -10,10 +11,15 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use mio::net::UdpSocket;
+use polling::UdpSocket;
 
 #[cfg(target_os = "linux")]
 mod linux;
+#[cfg(not(windows))]
+pub mod polling;
+#[cfg(windows)]
+#[path = "windows/mod.rs"]
+pub mod polling;
 mod portable;
 
 #[cfg(target_os = "linux")]
@@ -22,8 +28,20 @@ pub use portable::Portable;
 
 #[cfg(target_os = "linux")]
 pub type Native = Linux;
-#[cfg(not(target_os = "linux"))]
+#[cfg(windows)]
+pub type Native = polling::Windows;
+#[cfg(not(any(target_os = "linux", windows)))]
 pub type Native = Portable;
+
+/// How the leader waits for sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backend {
+    /// The system's best: epoll or kqueue; on Windows a completion port.
+    #[default]
+    System,
+    /// mio's readiness model. The same but on Windows, where it is there to be compared.
+    Readiness,
+}
 
 /// One received datagram, in its slot of the batch.
 pub struct Datagram<'a> {

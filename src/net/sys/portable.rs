@@ -5,8 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mio::net::UdpSocket;
-
+use super::polling::UdpSocket;
 use super::{Datagram, Os, Outgoing, Received, RecvSlots, SendSlots};
 
 /// See the module.
@@ -96,6 +95,14 @@ impl RecvSlots for Slots {
             local: None,
             truncated: len > limit,
         })
+    }
+}
+
+impl Slots {
+    /// The datagrams of the last read are gone.
+    #[cfg(windows)]
+    pub fn forget(&mut self) {
+        self.filled.clear();
     }
 }
 

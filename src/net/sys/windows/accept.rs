@@ -1,0 +1,158 @@
+//! Accepting by AcceptEx: sockets are made, or taken from those that were used before, ahead of the connections.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::os::windows::io::OwnedSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use mio::Token;
+use parking_lot::Mutex;
+use socket2::{Domain, Protocol, Socket, Type};
+use windows_sys::Win32::Networking::WinSock::{SO_UPDATE_ACCEPT_CONTEXT, SOCKADDR_STORAGE, SOL_SOCKET, setsockopt};
+
+use super::Close;
+use super::extension::Extensions;
+use super::op::{PIECE, Task};
+use super::port::{Found, Port, raw};
+use super::tcp::Tcp;
+
+/// Sockets that wait for a connection at a time.
+const ACCEPTS: usize = 16;
+/// What AcceptEx wants for an address.
+const ADDRESS: u32 = size_of::<SOCKADDR_STORAGE>() as u32 + 16;
+
+/// A socket made before its connection.
+pub struct Premade {
+    socket: OwnedSocket,
+    used: bool,
+}
+
+/// A listening socket on a port.
+pub struct Listener {
+    socket: std::net::TcpListener,
+    port: Arc<Port>,
+    token: Token,
+    domain: Domain,
+    arrived: Mutex<VecDeque<io::Result<Premade>>>,
+    accepting: AtomicUsize,
+    closed: AtomicBool,
+}
+
+impl Listener {
+    pub fn start(socket: std::net::TcpListener, port: &Arc<Port>, token: Token) -> io::Result<Arc<Listener>> {
+        port.associate(raw(&socket) as _)?;
+        let domain = Domain::for_address(socket.local_addr()?);
+        let listener = Arc::new(Listener {
+            socket,
+            port: Arc::clone(port),
+            token,
+            domain,
+            arrived: Mutex::new(VecDeque::new()),
+            accepting: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+        });
+        listener.top_up()?;
+        Ok(listener)
+    }
+
+    pub fn socket(&self) -> &std::net::TcpListener {
+        &self.socket
+    }
+
+    fn top_up(self: &Arc<Self>) -> io::Result<()> {
+        while !self.closed.load(Ordering::SeqCst) && self.accepting.load(Ordering::SeqCst) < ACCEPTS {
+            // A used socket is of the family that its first connection had.
+            let used = if self.domain == Domain::IPV4 { self.port.take_used() } else { None };
+            let premade = match used {
+                Some(socket) => Premade { socket, used: true },
+                None => {
+                    let socket = Socket::new(self.domain, Type::STREAM, Some(Protocol::TCP))?;
+                    Premade { socket: socket.into(), used: false }
+                }
+            };
+            let accept = Extensions::get()?.accept;
+            let (from, to, used) = (raw(&self.socket), raw(&premade.socket), premade.used);
+            let mut op = self.port.ops.take(PIECE);
+            op.task = Task::Accept(Arc::clone(self), premade);
+            self.accepting.fetch_add(1, Ordering::SeqCst);
+            let started = self.port.start(op, |op| {
+                // SAFETY: the buffer, which has room for both addresses, lies in the operation; the new socket too, as
+                // its task.
+                let done = unsafe {
+                    accept(
+                        from,
+                        to,
+                        op.buffer.as_mut_ptr().cast(),
+                        0,
+                        ADDRESS,
+                        ADDRESS,
+                        &mut op.flags,
+                        &mut op.overlapped,
+                    )
+                };
+                if done != 0 { 0 } else { -1 }
+            });
+            match started {
+                Err(error) if used => self.port.reuse_failed(&error),
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    pub fn arrived(self: Arc<Self>, premade: Premade, outcome: io::Result<usize>, found: &mut dyn FnMut(Found)) {
+        self.accepting.fetch_sub(1, Ordering::SeqCst);
+        if self.closed.load(Ordering::SeqCst) {
+            return;
+        }
+        match outcome {
+            Ok(_) => self.arrived.lock().push_back(Ok(premade)),
+            Err(error) if premade.used => self.port.reuse_failed(&error),
+            Err(error) => self.arrived.lock().push_back(Err(error)),
+        }
+        found(Found { token: self.token, readable: true, writable: false });
+    }
+
+    pub fn accept(self: &Arc<Self>) -> io::Result<(Arc<Tcp>, SocketAddr)> {
+        let arrived = self.arrived.lock().pop_front();
+        let refilled = self.top_up();
+        let premade = match arrived {
+            Some(arrived) => arrived?,
+            // Nothing is there, and nothing will come where no socket could be made.
+            None => return Err(refilled.err().unwrap_or_else(|| io::ErrorKind::WouldBlock.into())),
+        };
+        let from = raw(&self.socket);
+        // SAFETY: the value is the listener's number; makes getpeername and shutdown work on the new socket.
+        let failed = unsafe {
+            setsockopt(
+                raw(&premade.socket),
+                SOL_SOCKET,
+                SO_UPDATE_ACCEPT_CONTEXT,
+                (&raw const from).cast(),
+                size_of::<usize>() as i32,
+            )
+        };
+        if failed != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if !premade.used {
+            self.port.associate(raw(&premade.socket) as _)?;
+        }
+        let stream = std::net::TcpStream::from(premade.socket);
+        stream.set_nonblocking(true)?;
+        let peer = stream.peer_addr()?;
+        Ok((Tcp::new(stream, &self.port, true), peer))
+    }
+}
+
+impl Close for Listener {
+    /// The owner lets go: the port closes with the last operation.
+    fn close(self: &Arc<Self>) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.arrived.lock().clear();
+        self.port.cancel(raw(&self.socket) as _);
+        self.port.reap(|| self.accepting.load(Ordering::SeqCst) == 0);
+    }
+}

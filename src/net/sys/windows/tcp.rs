@@ -1,0 +1,341 @@
+//! One TCP connection over the port.
+//!
+//! ```text
+//!  number   5      6      7
+//!         [read] [here] [in flight]     receives carry the number under which they were started; what is dequeued out of
+//!                                       order waits in its place until the one before it is there
+//! ```
+//! The owner reads and writes as on a non-blocking socket: reading takes from what has come, writing copies into an
+//! operation; 'would block' is followed by a finding when that changes.
+
+use std::io;
+use std::net::{Shutdown, SocketAddr};
+use std::ptr::{null, null_mut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use mio::Token;
+use parking_lot::Mutex;
+use windows_sys::Win32::Networking::WinSock::{
+    SO_UPDATE_CONNECT_CONTEXT, SOL_SOCKET, TF_REUSE_SOCKET, WSARecv, WSASend, setsockopt,
+};
+
+use super::Close;
+use super::extension::Extensions;
+use super::op::{Op, PIECE, Task};
+use super::port::{Found, Port, raw};
+
+/// Receives that the system has at a time.
+const RECEIVES: usize = 2;
+/// Bytes that may be on their way out; more gets 'would block'.
+const SENDING: usize = 64 * 1024;
+const NOWHERE: usize = usize::MAX;
+
+/// See the module.
+pub struct Tcp {
+    /// Taken out once, to be used again.
+    socket: std::net::TcpStream,
+    port: Arc<Port>,
+    token: AtomicUsize,
+    state: Mutex<State>,
+    /// Operations in flight.
+    pending: AtomicUsize,
+    closed: AtomicBool,
+    /// Whether the end has begun: DisconnectEx, or nothing.
+    ending: AtomicBool,
+    accepted: bool,
+    keep: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    next_start: u64,
+    next_read: u64,
+    /// What has come and was not read yet: number n stands at n % RECEIVES.
+    here: [Option<Arrival>; RECEIVES],
+    /// The stream has ended, well or not; said again to whoever reads.
+    ended: Option<Option<i32>>,
+    sending: usize,
+    /// The owner was told 'would block' and waits to hear more.
+    blocked: bool,
+    send_error: Option<i32>,
+    connect_error: Option<i32>,
+}
+
+struct Arrival {
+    number: u64,
+    outcome: Result<Box<Op>, Option<i32>>,
+    taken: usize,
+}
+
+impl Tcp {
+    pub fn new(socket: std::net::TcpStream, port: &Arc<Port>, accepted: bool) -> Arc<Tcp> {
+        Arc::new(Tcp {
+            socket,
+            port: Arc::clone(port),
+            token: AtomicUsize::new(NOWHERE),
+            state: Mutex::new(State::default()),
+            pending: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
+            accepted,
+            keep: AtomicBool::new(false),
+        })
+    }
+
+    pub fn socket(&self) -> &std::net::TcpStream {
+        &self.socket
+    }
+
+    /// From now on `token` is told what happens.
+    pub fn begin(self: &Arc<Self>, token: Token) {
+        self.token.store(token.0, Ordering::SeqCst);
+        self.receive(&mut self.state.lock());
+    }
+
+    /// Starts the connection; writable when that is decided.
+    pub fn connect(self: &Arc<Self>, token: Token, peer: SocketAddr) -> io::Result<()> {
+        self.token.store(token.0, Ordering::SeqCst);
+        let connect = Extensions::get()?.connect;
+        let mut op = self.port.ops.take(0);
+        op.set_address(peer);
+        op.task = Task::Connect(Arc::clone(self));
+        self.pending.fetch_add(1, Ordering::SeqCst);
+        let socket = raw(&self.socket);
+        self.port.start(op, |op| {
+            let (address, len) = ((&raw const op.address).cast(), op.address_len);
+            // SAFETY: a bound socket; the address lies in the operation, which the system has until it ends.
+            let done = unsafe { connect(socket, address, len, null(), 0, null_mut(), &mut op.overlapped) };
+            if done != 0 { 0 } else { -1 }
+        })
+    }
+
+    pub fn connected(self: &Arc<Self>, outcome: io::Result<usize>, found: &mut dyn FnMut(Found)) {
+        match outcome {
+            Ok(_) => {
+                // SAFETY: no option value; makes getpeername and shutdown work.
+                unsafe { setsockopt(raw(&self.socket), SOL_SOCKET, SO_UPDATE_CONNECT_CONTEXT, null(), 0) };
+                self.receive(&mut self.state.lock());
+            }
+            Err(error) => self.state.lock().connect_error = Some(error.raw_os_error().unwrap_or(-1)),
+        }
+        self.find(false, true, found);
+        self.landed();
+    }
+
+    /// Why it could not be connected; once.
+    pub fn take_error(&self) -> Option<io::Error> {
+        self.state.lock().connect_error.take().map(io::Error::from_raw_os_error)
+    }
+
+    /// Has the system receive into as many buffers as it should. Under the lock, so that numbers are given in the order
+    /// in which the system gets them.
+    fn receive(self: &Arc<Self>, state: &mut State) {
+        while state.ended.is_none()
+            && !self.closed.load(Ordering::SeqCst)
+            && state.next_start < state.next_read + RECEIVES as u64
+        {
+            let number = state.next_start;
+            state.next_start += 1;
+            let mut op = self.port.ops.take(PIECE);
+            op.task = Task::Recv(Arc::clone(self), number);
+            op.flags = 0;
+            self.pending.fetch_add(1, Ordering::SeqCst);
+            let socket = raw(&self.socket);
+            let started = self.port.start(op, |op| {
+                let buffer = op.wsabuf(PIECE);
+                // SAFETY: all that the system writes to lies in the operation, which it has until it ends.
+                unsafe { WSARecv(socket, &buffer, 1, null_mut(), &mut op.flags, &mut op.overlapped, None) }
+            });
+            if started.is_err() {
+                // It ends through the port, with its number and its error.
+                return;
+            }
+        }
+    }
+
+    pub fn received(
+        self: Arc<Self>,
+        mut op: Box<Op>,
+        number: u64,
+        outcome: io::Result<usize>,
+        found: &mut dyn FnMut(Found),
+    ) {
+        let mut state = self.state.lock();
+        if self.closed.load(Ordering::SeqCst) || state.ended.is_some() {
+            self.port.ops.give(op);
+        } else {
+            let outcome = match outcome {
+                Ok(0) => {
+                    self.port.ops.give(op);
+                    Err(None)
+                }
+                Ok(len) => {
+                    op.len = len;
+                    Ok(op)
+                }
+                Err(error) => {
+                    self.port.ops.give(op);
+                    Err(Some(error.raw_os_error().unwrap_or(-1)))
+                }
+            };
+            state.here[number as usize % RECEIVES] = Some(Arrival { number, outcome, taken: 0 });
+        }
+        // Else the one before it will say so.
+        let readable = state.next_is_here();
+        drop(state);
+        if readable {
+            self.find(true, false, found);
+        }
+        self.landed();
+    }
+
+    pub fn read(self: &Arc<Self>, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let mut state = self.state.lock();
+        let mut copied = 0;
+        while copied < buffer.len() && state.ended.is_none() && state.next_is_here() {
+            let place = state.next_read as usize % RECEIVES;
+            let Some(Arrival { outcome, taken, .. }) = &mut state.here[place] else { break };
+            match outcome {
+                Ok(op) => {
+                    let len = (op.len - *taken).min(buffer.len() - copied);
+                    buffer[copied..copied + len].copy_from_slice(&op.buffer[*taken..*taken + len]);
+                    copied += len;
+                    *taken += len;
+                    if *taken < op.len {
+                        break;
+                    }
+                    if let Some(Arrival { outcome: Ok(op), .. }) = state.here[place].take() {
+                        self.port.ops.give(op);
+                    }
+                    state.next_read += 1;
+                    self.receive(&mut state);
+                }
+                Err(error) => state.ended = Some(*error),
+            }
+        }
+        match state.ended {
+            _ if copied > 0 => Ok(copied),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+            Some(None) => Ok(0),
+            Some(Some(error)) => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+
+    pub fn write(self: &Arc<Self>, data: &[u8]) -> io::Result<usize> {
+        let mut state = self.state.lock();
+        if let Some(error) = state.send_error {
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        if state.sending >= SENDING {
+            state.blocked = true;
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let len = data.len().min(PIECE);
+        let mut op = self.port.ops.take(len);
+        op.buffer[..len].copy_from_slice(&data[..len]);
+        op.task = Task::Send(Arc::clone(self), len);
+        state.sending += len;
+        self.pending.fetch_add(1, Ordering::SeqCst);
+        let socket = raw(&self.socket);
+        // Under the lock: two writers' pieces leave in the order in which they were taken.
+        self.port.start(op, |op| {
+            let buffer = op.wsabuf(len);
+            // SAFETY: the buffer lies in the operation, which the system has until it ends.
+            unsafe { WSASend(socket, &buffer, 1, null_mut(), 0, &mut op.overlapped, None) }
+        })?;
+        Ok(len)
+    }
+
+    pub fn sent(self: &Arc<Self>, len: usize, outcome: io::Result<usize>, found: &mut dyn FnMut(Found)) {
+        let mut state = self.state.lock();
+        state.sending -= len;
+        if let Err(error) = outcome {
+            state.send_error = Some(error.raw_os_error().unwrap_or(-1));
+        }
+        let writable = std::mem::take(&mut state.blocked);
+        drop(state);
+        if writable {
+            self.find(false, true, found);
+        }
+        self.landed();
+    }
+
+    fn find(&self, readable: bool, writable: bool, found: &mut dyn FnMut(Found)) {
+        let token = self.token.load(Ordering::SeqCst);
+        if token != NOWHERE && !self.closed.load(Ordering::SeqCst) {
+            found(Found { token: Token(token), readable, writable });
+        }
+    }
+
+    pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        self.socket.shutdown(how)
+    }
+
+    /// An operation has ended; with the last one of a closed connection the socket is given back.
+    fn landed(self: &Arc<Self>) {
+        let last = self.pending.fetch_sub(1, Ordering::SeqCst) == 1;
+        if !last || !self.closed.load(Ordering::SeqCst) || self.ending.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        // Sockets that AcceptEx has filled can take part in it again.
+        if !self.accepted || !self.port.wants_used() {
+            return;
+        }
+        let Ok(extensions) = Extensions::get() else { return };
+        let disconnect = extensions.disconnect;
+        let mut op = self.port.ops.take(0);
+        op.task = Task::Disconnect(Arc::clone(self));
+        self.pending.fetch_add(1, Ordering::SeqCst);
+        let socket = raw(&self.socket);
+        // A refusal comes back through the port and closes the socket.
+        let _ = self.port.start(op, |op| {
+            // SAFETY: a connected socket on which nothing is in flight.
+            let done = unsafe { disconnect(socket, &mut op.overlapped, TF_REUSE_SOCKET, 0) };
+            if done != 0 { 0 } else { -1 }
+        });
+    }
+
+    pub fn disconnected(self: Arc<Self>, outcome: io::Result<usize>) {
+        self.pending.fetch_sub(1, Ordering::SeqCst);
+        self.keep.store(outcome.is_ok() && self.port.wants_used(), Ordering::SeqCst);
+        // This was the last operation, and the owner is gone: into_inner succeeds, or the owner is still in `close`, and
+        // then the socket closes with it.
+        if let Some(tcp) = Arc::into_inner(self) {
+            tcp.give_back();
+        }
+    }
+
+    fn give_back(self) {
+        if self.keep.load(Ordering::SeqCst) {
+            self.port.give_used(self.socket.into());
+        }
+    }
+}
+
+impl State {
+    fn next_is_here(&self) -> bool {
+        matches!(&self.here[self.next_read as usize % RECEIVES], Some(arrival) if arrival.number == self.next_read)
+    }
+}
+
+impl Close for Tcp {
+    /// The owner lets go: what is in flight is called back, as closesocket would. What the system has taken already
+    /// still leaves.
+    fn close(self: &Arc<Self>) {
+        self.closed.store(true, Ordering::SeqCst);
+        for arrival in &mut self.state.lock().here {
+            if let Some(Arrival { outcome: Ok(op), .. }) = arrival.take() {
+                self.port.ops.give(op);
+            }
+        }
+        self.port.cancel(raw(&self.socket) as _);
+        // As if one more had landed, for there may be none.
+        self.pending.fetch_add(1, Ordering::SeqCst);
+        self.landed();
+        self.port.reap(|| self.pending.load(Ordering::SeqCst) == 0);
+    }
+}
