@@ -77,7 +77,9 @@ mod linux {
         })
     }
 
-    const MODELS: [(&str, fn(TcpListener, usize, Work)); 6] = [
+    type Model = fn(TcpListener, usize, Work);
+
+    const MODELS: [(&str, Model); 6] = [
         ("process_per_connection", process_per_connection),
         ("prefork", prefork),
         ("thread_per_connection", thread_per_connection),

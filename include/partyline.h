@@ -265,7 +265,7 @@ typedef struct {
   uint64_t allocated;
   uint64_t freed;
   uint64_t live;
-  // Bytes in live blocks, rounded up to their size classes.
+  // Bytes in live blocks, rounded up to their size classes (1 KiB above 8 KiB, 64 KiB above 256 KiB).
   uint64_t live_bytes;
   // Of `freed`: by another thread than the one that had allocated.
   uint64_t cross_thread_frees;
@@ -273,7 +273,8 @@ typedef struct {
   uint64_t foreign_frees;
   // Calls of realloc.
   uint64_t reallocs;
-  // Bytes that the pool has in use, rounded up to 64 KiB per size class and thread: now, and at most so far.
+  // Bytes that the pool has in use with memory behind them, rounded up to 64 KiB per size class up to 8 KiB and thread:
+  // now, and at most so far.
   uint64_t used_bytes;
   uint64_t peak_bytes;
   // Bytes that lie idle with memory behind them; partyline_pool_trim() gives them back.
@@ -611,8 +612,8 @@ int partyline_pool_stats_json(char *buffer, size_t capacity, size_t *length);
 // Gives what the calling thread and threads that have exited hold unused, and all idle memory, back to the system.
 int partyline_pool_trim(void);
 
-// Sets the most that the pool may have in use, in bytes (counted as `used_bytes`); 0 takes the limit away. Past it
-// osip_malloc() and partyline_malloc() give NULL; what is in use already stays. The library's own memory is not bound.
+// Sets the most that the pool may have in use, in bytes (spans, regions and large blocks as a whole); 0 takes the limit
+// away. Past it osip_malloc() and partyline_malloc() give NULL; what is in use already stays. The library's own memory is not bound.
 int partyline_pool_set_limit(size_t bytes);
 
 // Makes a registrar with default options; nothing is opened. Free it with partyline_registrar_free().

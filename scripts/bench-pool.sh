@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # The pool beside glibc's malloc, jemalloc, mimalloc and tcmalloc (Debian packages libjemalloc2, libmimalloc2.0,
 # libtcmalloc-minimal4), each preloaded under the same osip2 program: scripts/bench-pool.sh [RUNS]
-# Every round runs all allocators in turn; a figure is the median of the ratios within rounds. The interval beside it is
-# the 95 % one of the median (binomial). Above 1: ours is faster, or needs less.
+# Every round runs all allocators in turn; a figure is the median of the ratios within rounds, and the interval beside it the
+# 95 % one of that median (binomial). `pool_*`: time, above 1 ours is faster. `poolmem_*`: memory, above 1 ours needs less;
+# what a program's memory grows by with 500 messages (or their blocks) held on each thread; for the cross cases at the end of
+# the work, for mix at its peak.
+# RUNS=25 takes about 4 minutes on an idle machine (default 15; CASES="trace_1 mix" runs some cases only). Last come lines of
+# PARTYLINE_POOL=checked beside the default mode: `checked_<case>` is its time by the default's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 RUNS=${1:-${RUNS:-15}}
@@ -10,7 +14,7 @@ LIB=${PARTYLINE_LIB:-target/lib/libpartyline.so.0}
 [ -e "$LIB" ] || { echo "bench-pool: $LIB is missing: run make lib first" >&2; exit 1; }
 mkdir -p target/bench
 cc -O2 -g -std=gnu11 -Wall -Wextra -Werror -o target/bench/pool_bench c-harness/bench/pool_bench.c \
-    $(pkg-config --cflags --libs libosip2 2>/dev/null || echo -losip2 -losipparser2) -lpthread
+    -Wl,--no-as-needed $(pkg-config --cflags --libs libosip2 2>/dev/null || echo -losip2 -losipparser2) -Wl,--as-needed -lpthread
 exec python3 - "$RUNS" "$(realpath "$LIB")" <<'PY'
 import math, os, statistics, subprocess, sys
 
@@ -35,9 +39,16 @@ cases = {
     "mix": ["mix", "2000", "60000"],
 }
 
-def once(case, library):
+wanted = os.environ.get("CASES", "").split()
+if set(wanted) - set(cases):
+    sys.exit(f"bench-pool: no such case: {' '.join(sorted(set(wanted) - set(cases)))}; there are {' '.join(cases)}")
+cases = {case: words for case, words in cases.items() if not wanted or case in wanted}
+
+def once(case, library, mode=None):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PARTYLINE_")}
     environment["LD_PRELOAD"] = library
+    if mode:
+        environment["PARTYLINE_POOL"] = mode
     if library == ours:
         # A run in which the pool was not called would compare libc with libc.
         environment["PARTYLINE_REPORT"] = "1"
@@ -46,25 +57,33 @@ def once(case, library):
         sys.exit(f"bench-pool: {case} failed: {done.stderr}")
     if library == ours and ("given to osip2" not in done.stderr or "osip_malloc 0 " in done.stderr):
         sys.exit(f"bench-pool: the pool was not in use: {done.stderr}")
-    return float(done.stdout.split()[1])
+    words = done.stdout.split()
+    return float(words[1]), max(1.0, float(words[3]))
+
+def figure(name, ratios):
+    ratios = sorted(ratios)
+    half = 1.96 * math.sqrt(runs) / 2
+    low, high = ratios[max(0, int(runs / 2 - half))], ratios[min(runs - 1, math.ceil(runs / 2 + half))]
+    print(f"figure {name} {statistics.median(ratios):.3f} x")
+    print(f"  95 % interval {low:.3f} to {high:.3f}", flush=True)
+
+def rounds(names, one):
+    results = {name: [] for name in names}
+    for round in range(runs):
+        # Nobody always runs first, or always after the same one.
+        for name in names[round % len(names):] + names[:round % len(names)]:
+            results[name].append(one(name))
+    return results
 
 for case in cases:
-    times = {name: [] for name in allocators}
-    for round in range(runs):
-        order = list(allocators)
-        # Nobody always runs first, or always after the same one.
-        order = order[round % len(order):] + order[:round % len(order)]
-        for name in order:
-            times[name].append(once(case, allocators[name]))
-    unit = "KiB" if case == "mix" else "ns"
-    print(f"{case}: " + ", ".join(f"{name} {statistics.median(t):.0f} {unit}" for name, t in times.items()), flush=True)
-    for name in allocators:
-        if name == "partyline":
-            continue
-        ratios = sorted(theirs / mine for theirs, mine in zip(times[name], times["partyline"]))
-        half = 1.96 * math.sqrt(runs) / 2
-        low, high = ratios[max(0, int(runs / 2 - half))], ratios[min(runs - 1, math.ceil(runs / 2 + half))]
-        kind = "poolmem" if case == "mix" else "pool"
-        print(f"  {name}: 95 % interval {low:.2f} to {high:.2f}")
-        print(f"figure {kind}_{case}_vs_{name} {statistics.median(ratios):.3f} x", flush=True)
+    results = rounds(list(allocators), lambda name: once(case, allocators[name]))
+    mine = results.pop("partyline")
+    medians = lambda pairs: f"{statistics.median(p[0] for p in pairs):.0f} ns {statistics.median(p[1] for p in pairs):.0f} KiB"
+    print(f"{case}: partyline {medians(mine)}, " + ", ".join(f"{name} {medians(pairs)}" for name, pairs in results.items()))
+    for name, pairs in results.items():
+        figure(f"pool_{case}_vs_{name}", [theirs[0] / own[0] for theirs, own in zip(pairs, mine)])
+        figure(f"poolmem_{case}_vs_{name}", [theirs[1] / own[1] for theirs, own in zip(pairs, mine)])
+for case in [case for case in ("register_1", "invite_1") if case in cases]:
+    results = rounds([None, "checked"], lambda mode: once(case, ours, mode)[0])
+    figure(f"checked_{case}", [slow / fast for slow, fast in zip(results["checked"], results[None])])
 PY

@@ -5,9 +5,11 @@
  *   pool_bench cross register|invite ROUNDS            one thread parses, another frees
  *   pool_bench trace THREADS ROUNDS                    the allocations of such a cycle, without the parser
  *   pool_bench trace-cross ROUNDS                      the same, freed by another thread
- *   pool_bench mix BLOCKS STEPS                        100 bytes to 64 KiB, long-lived: peak memory
+ *   pool_bench mix BLOCKS STEPS                        100 bytes to 64 KiB, long-lived
  *
- * Prints "ns VALUE" (per cycle) or "kib VALUE" (peak resident). */
+ * Prints "ns VALUE" (per cycle or step) and "kib VALUE": what the memory grew by since main began: in `cycle` and `trace`
+ * with the blocks of HELD messages alive on each thread, in `cross` and `trace-cross` at the end of the work, in `mix` at its
+ * peak. */
 #define _GNU_SOURCE
 #include <sys/time.h>
 #include <time.h>
@@ -70,6 +72,8 @@ static void die(const char *what)
     exit(1);
 }
 
+#define HELD 500
+
 static double seconds(void)
 {
     struct timespec t;
@@ -123,10 +127,40 @@ static void *cycle_thread(void *arg)
     for (long i = 0; i < rounds; i++)
         cycle();
     pthread_barrier_wait(&barrier);
+    osip_message_t *held[HELD];
+    for (int i = 0; i < HELD; i++)
+        held[i] = parse();
+    pthread_barrier_wait(&barrier);
+    pthread_barrier_wait(&barrier);
+    for (int i = 0; i < HELD; i++)
+        osip_message_free(held[i]);
     return NULL;
 }
 
-static double run_threads(int threads, void *(*body)(void *))
+/* Anonymous memory, walked page by page: the counters in statm may lag by 64 pages a thread. */
+static long anonymous_kib(void)
+{
+    char line[128];
+    long kib = -1;
+    FILE *rollup = fopen("/proc/self/smaps_rollup", "r");
+    if (rollup == NULL)
+        die("no /proc/self/smaps_rollup");
+    while (fgets(line, sizeof line, rollup) != NULL && sscanf(line, "Anonymous: %ld", &kib) != 1)
+        ;
+    fclose(rollup);
+    if (kib < 0)
+        die("smaps_rollup does not tell");
+    return kib;
+}
+
+static long kib_before;
+
+static void print(double took)
+{
+    printf("ns %.1f\nkib %ld\n", took * 1e9 / (double)rounds, anonymous_kib() - kib_before);
+}
+
+static void run_threads(int threads, void *(*body)(void *))
 {
     pthread_t ids[64];
     double begun;
@@ -138,9 +172,11 @@ static double run_threads(int threads, void *(*body)(void *))
     begun = seconds();
     pthread_barrier_wait(&barrier);
     double took = seconds() - begun;
+    pthread_barrier_wait(&barrier);
+    print(took);
+    pthread_barrier_wait(&barrier);
     for (int i = 0; i < threads; i++)
         pthread_join(ids[i], NULL);
-    return took * 1e9 / (double)rounds;
 }
 
 /* A ring of one producer and one consumer. Spins, for the time of a wake-up would hide the allocator's. */
@@ -169,20 +205,31 @@ static void *consume_messages(void *arg)
     pin(1);
     for (long i = 0; i < rounds; i++)
         osip_message_free(get(i));
+    pthread_barrier_wait(&barrier);
+    pthread_barrier_wait(&barrier);
     return NULL;
 }
 
-static double cross(void)
+/* The consumer has freed all and waits. */
+static void consumed(pthread_t consumer, double begun)
+{
+    pthread_barrier_wait(&barrier);
+    print(seconds() - begun);
+    pthread_barrier_wait(&barrier);
+    pthread_join(consumer, NULL);
+}
+
+static void cross(void)
 {
     pthread_t consumer;
     pin(0);
+    pthread_barrier_init(&barrier, NULL, 2);
     double begun = seconds();
     if (pthread_create(&consumer, NULL, consume_messages, NULL) != 0)
         die("no thread");
     for (long i = 0; i < rounds; i++)
         put(i, parse());
-    pthread_join(consumer, NULL);
-    return (seconds() - begun) * 1e9 / (double)rounds;
+    consumed(consumer, begun);
 }
 
 /* ---- traces: osip2's own calls during one cycle, recorded here and played back ---- */
@@ -273,6 +320,17 @@ static void *trace_thread(void *arg)
     for (long i = 0; i < rounds; i++)
         play(blocks);
     pthread_barrier_wait(&barrier);
+    void **held = calloc((size_t)slot_count * HELD, sizeof *held);
+    long count = 0;
+    for (int n = 0; n < HELD; n++)
+        for (int i = 0; i < step_count; i++)
+            if (steps[i].size != 0)
+                memset(held[count++] = osip_malloc(steps[i].size), 1, steps[i].size);
+    pthread_barrier_wait(&barrier);
+    pthread_barrier_wait(&barrier);
+    while (count > 0)
+        osip_free(held[--count]);
+    free(held);
     free(blocks);
     return NULL;
 }
@@ -289,13 +347,16 @@ static void *consume_batches(void *arg)
         for (int n = 0; n < slot_count; n++)
             osip_free(blocks[n]);
     }
+    pthread_barrier_wait(&barrier);
+    pthread_barrier_wait(&barrier);
     return NULL;
 }
 
-static double trace_cross(void)
+static void trace_cross(void)
 {
     pthread_t consumer;
     pin(0);
+    pthread_barrier_init(&barrier, NULL, 2);
     for (int i = 0; i < RING; i++)
         batches[i] = calloc((size_t)slot_count, sizeof(void *));
     double begun = seconds();
@@ -315,8 +376,7 @@ static double trace_cross(void)
             }
         put(i, blocks);
     }
-    pthread_join(consumer, NULL);
-    return (seconds() - begun) * 1e9 / (double)rounds;
+    consumed(consumer, begun);
 }
 
 /* ---- mix ---- */
@@ -345,6 +405,7 @@ static void mix(long blocks, long count)
 {
     void **held = calloc((size_t)blocks, sizeof *held);
     long before = resident_kib(), peak = before, now;
+    double begun = seconds();
     for (long i = 0; i < count; i++) {
         /* One block in eight is long-lived: its place is seldom drawn. */
         long at = random_number() % 8 ? random_number() % (blocks * 7 / 8) : blocks * 7 / 8 + random_number() % (blocks / 8);
@@ -358,25 +419,32 @@ static void mix(long blocks, long count)
         if (i % 64 == 0 && (now = resident_kib()) > peak)
             peak = now;
     }
-    printf("kib %ld\n", peak - before);
+    printf("ns %.1f\nkib %ld\n", (seconds() - begun) * 1e9 / (double)count, peak - before);
 }
 
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "";
     parser_init();
+    kib_before = anonymous_kib();
     if ((strcmp(what, "cycle") == 0 && argc == 5) || (strcmp(what, "cross") == 0 && argc == 4)) {
         int invite = strcmp(argv[2], "invite") == 0;
         text = invite ? invite_text : register_text;
         text_length = strlen(text);
         rounds = atol(argv[argc - 1]);
-        printf("ns %.1f\n", argc == 5 ? run_threads(atoi(argv[3]), cycle_thread) : cross());
+        if (argc == 5)
+            run_threads(atoi(argv[3]), cycle_thread);
+        else
+            cross();
     } else if ((strcmp(what, "trace") == 0 && argc == 4) || (strcmp(what, "trace-cross") == 0 && argc == 3)) {
         text = register_text;
         text_length = strlen(text);
         rounds = atol(argv[argc - 1]);
         record();
-        printf("ns %.1f\n", argc == 4 ? run_threads(atoi(argv[2]), trace_thread) : trace_cross());
+        if (argc == 4)
+            run_threads(atoi(argv[2]), trace_thread);
+        else
+            trace_cross();
     } else if (strcmp(what, "mix") == 0 && argc == 4) {
         mix(atol(argv[2]), atol(argv[3]));
     } else {

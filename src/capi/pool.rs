@@ -59,7 +59,7 @@ pub struct partyline_pool_stats {
     pub allocated: u64,
     pub freed: u64,
     pub live: u64,
-    /// Bytes in live blocks, rounded up to their size classes.
+    /// Bytes in live blocks, rounded up to their size classes (1 KiB above 8 KiB, 64 KiB above 256 KiB).
     pub live_bytes: u64,
     /// Of `freed`: by another thread than the one that had allocated.
     pub cross_thread_frees: u64,
@@ -67,7 +67,8 @@ pub struct partyline_pool_stats {
     pub foreign_frees: u64,
     /// Calls of realloc.
     pub reallocs: u64,
-    /// Bytes that the pool has in use, rounded up to 64 KiB per size class and thread: now, and at most so far.
+    /// Bytes that the pool has in use with memory behind them, rounded up to 64 KiB per size class up to 8 KiB and thread:
+    /// now, and at most so far.
     pub used_bytes: u64,
     pub peak_bytes: u64,
     /// Bytes that lie idle with memory behind them; partyline_pool_trim() gives them back.
@@ -152,8 +153,8 @@ pub extern "C" fn partyline_pool_trim() -> c_int {
     })
 }
 
-/// Sets the most that the pool may have in use, in bytes (counted as `used_bytes`); 0 takes the limit away. Past it
-/// osip_malloc() and partyline_malloc() give NULL; what is in use already stays. The library's own memory is not bound.
+/// Sets the most that the pool may have in use, in bytes (spans, regions and large blocks as a whole); 0 takes the limit
+/// away. Past it osip_malloc() and partyline_malloc() give NULL; what is in use already stays. The library's own memory is not bound.
 #[unsafe(no_mangle)]
 pub extern "C" fn partyline_pool_set_limit(bytes: usize) -> c_int {
     entry("partyline_pool_set_limit", || {

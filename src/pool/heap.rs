@@ -302,7 +302,7 @@ impl Heap {
             fixed.unit.set(0);
             fixed.size.set(shape.size);
             fixed.magic.set(shape.magic);
-            fixed.fresh.store(0, Ordering::Relaxed);
+            span.set_fresh(0);
             fixed.slices.store(1, Ordering::Relaxed);
             fixed.back.set(0);
             fixed.class.store(class as u8, Ordering::Relaxed);
@@ -621,7 +621,7 @@ impl Span {
     /// The caller's thread has claimed the owning heap, and the free list is empty.
     unsafe fn extend(&self) -> bool {
         let (size, bytes) = (self.fixed.size.get() as usize, self.fixed.bytes.get());
-        let from = self.fixed.fresh.load(Ordering::Relaxed) as usize;
+        let from = self.own.fresh.get() as usize;
         if from == bytes {
             return false;
         }
@@ -641,7 +641,7 @@ impl Span {
             word = self.encode(base + at);
         }
         self.own.head.set(base + from);
-        self.fixed.fresh.store(to as u32, Ordering::Relaxed);
+        self.set_fresh(to as u32);
         true
     }
 }

@@ -543,7 +543,7 @@ impl Runs {
             fixed.size.set(GRAIN as u32);
             // No block passes for one of a span, so they go the way that looks at their kind.
             fixed.magic.set(0);
-            fixed.fresh.store(0, Ordering::Relaxed);
+            span.set_fresh(0);
             fixed.slices.store(slices as u32, Ordering::Relaxed);
             fixed.back.set(0);
             span.shared.remote.0.store(0, Ordering::Relaxed);

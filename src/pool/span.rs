@@ -78,6 +78,8 @@ pub struct OwnerLine {
     pub trigger: Cell<u64>,
     /// Of `frees`, those that came through the remote list.
     pub from_remote: AtomicU64,
+    /// What was handed out at some time ends here, counted from the base.
+    pub fresh: Cell<u32>,
     pub keep: Cell<Keep>,
 }
 
@@ -91,7 +93,7 @@ pub struct FixedLine {
     pub key: Cell<u64>,
     pub size: Cell<u32>,
     pub magic: Cell<u32>,
-    /// What was handed out at some time ends here. Changes once a page at most, so it may stand here.
+    /// A copy of the owner's. Changes once a page at most, so it may stand here.
     pub fresh: AtomicU32,
     /// Slices in the run.
     pub slices: AtomicU32,
@@ -152,6 +154,7 @@ pub static NO_SPAN: Span = Span {
         frees: AtomicU64::new(0),
         trigger: Cell::new(u64::MAX),
         from_remote: AtomicU64::new(0),
+        fresh: Cell::new(0),
         keep: Cell::new(Keep::Current),
     },
     fixed: FixedLine {
@@ -312,11 +315,16 @@ impl Span {
         self.list.later_count.set(0);
     }
 
-    /// Whether the offset in the slice is that of a block that was handed out at some time.
+    /// Whether the offset in the slice is that of a block that was handed out at some time. For the owner.
     #[inline(always)]
     pub fn is_block(&self, offset: usize) -> bool {
         let magic = self.fixed.magic.get();
-        (offset as u32) < self.fixed.fresh.load(Ordering::Relaxed) && (offset as u32).wrapping_mul(magic) < magic
+        (offset as u32) < self.own.fresh.get() && (offset as u32).wrapping_mul(magic) < magic
+    }
+
+    pub fn set_fresh(&self, to: u32) {
+        self.own.fresh.set(to);
+        self.fixed.fresh.store(to, Ordering::Relaxed);
     }
 
     /// Whether there is a block in the free list.
