@@ -10,7 +10,9 @@
 #   make header                   include/partyline.h anew from the sources
 #   make test-crash               50 rounds of kill -9: server, MariaDB, both; prints lost = 0 (make test: 3 rounds)
 #   make test-cluster             two servers on a Galera cluster of three nodes, one of which is killed
+#   make bench-osip | osip-versions  an osip2 program before and after | the tests against another osip2 (docs/osip2.md)
 #   make bench-pool | loom        the pool beside other allocators | models of the concurrent cores
+#   make bench-sched              one work under six models of serving, and a plugin that sleeps (100 s)
 #   make bench-partysip           partysip's shape before and after (BENCH_ARGS='--hold 10' for a look); make soak for hours
 #   make bench-transport          answering through net and the scheduler beside bare loops in C
 #   make bench-registrar          the registrar beside Kamailio, 11 minutes (BENCH_ARGS=--quick: 4)
@@ -36,7 +38,7 @@ export CARGO
 unexport CARGO_TARGET_DIR
 
 .PHONY: all lib harness demo test serve install install-files header deps deps-demo deps-test deps-bench lint clean loom
-.PHONY: bench-pool bench-osip bench-sched bench-transport bench-registrar bench-partysip
+.PHONY: bench-pool bench-osip bench-sched bench-transport bench-registrar bench-partysip osip-versions
 .PHONY: test-crash test-cluster test-differential test-windows sanitize memcheck soak soak-pool fail-alloc fuzz
 # apt and cargo take locks of their own, and both use all cores by themselves.
 .NOTPARALLEL:
@@ -71,6 +73,7 @@ $(OUT)/.built: $(shell find src -type f) Cargo.toml Cargo.lock build.rs
 	cp -f target/release/libpartyline.so $(OUT)/libpartyline.so.0.new
 	mv -f $(OUT)/libpartyline.so.0.new $(OUT)/libpartyline.so.0
 	ln -sf libpartyline.so.0 $(OUT)/libpartyline.so
+	$(CARGO) build --release --bin partyline-import
 	touch $@
 
 # What stands in for partysip's internals, relinked with it; see docs/partysip.md. In C, for it reads partysip's structures.
@@ -108,7 +111,8 @@ install: lib install-files
 # What `make lib` has made, put in its place; builds nothing.
 install-files: PREFIX := $(abspath $(PREFIX))
 install-files:
-	install -d "$(DESTDIR)$(PREFIX)/lib/pkgconfig" "$(DESTDIR)$(PREFIX)/include"
+	install -d "$(DESTDIR)$(PREFIX)/lib/pkgconfig" "$(DESTDIR)$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/bin"
+	install -m 755 target/release/partyline-import "$(DESTDIR)$(PREFIX)/bin/partyline-import"
 	install -m 755 $(OUT)/libpartyline.so.0 "$(DESTDIR)$(PREFIX)/lib/libpartyline.so.0"
 	ln -sf libpartyline.so.0 "$(DESTDIR)$(PREFIX)/lib/libpartyline.so"
 	install -m 644 $(OUT)/libpartyline.a "$(DESTDIR)$(PREFIX)/lib/libpartyline.a"
@@ -123,9 +127,14 @@ install-files:
 bench-pool: lib
 	scripts/bench-pool.sh
 
-# One osip2 program on stock osip2 and preloaded: CPU, rate, memory by transactions alive. `quick` for the short form.
+# One osip2 program on stock osip2 and preloaded: CPU, rate, memory by transactions alive. About 11 minutes;
+# HOLD=5 MEASURE=2 ALIVE="1000 10000" for a short look.
 bench-osip: lib
-	scripts/bench-osip.sh $(BENCH_ARGS)
+	scripts/bench-osip.sh
+
+# The parity and link tests against the osip2 that OSIP_CFLAGS and OSIP_LIBS name; without them, a build without osip2.
+osip-versions:
+	scripts/osip-versions.sh
 
 # The program of partysip's shape: plain, preloaded, relinked, relinked with our plugins; see docs/partysip.md.
 bench-partysip: harness
@@ -148,6 +157,12 @@ bench-registrar: lib deps-bench
 test-differential: lib deps-bench
 	$(MAKE) -C c-harness/bench -f registrar.mk
 	scripts/differential.py $(DIFF_ARGS)
+
+# Processes, threads, a queue and leader/follower beside each other; then an engine with a plugin that sleeps.
+bench-sched:
+	$(CARGO) build --release --example sched_models
+	target/release/examples/sched_models all
+	target/release/examples/sched_models slow
 
 # Every interleaving of the small concurrent cores, in a target folder of its own.
 loom:

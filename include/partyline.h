@@ -120,6 +120,45 @@
 // After all others, before the engine's own registrar.
 #define PARTYLINE_LAST 2
 
+// Why a connection has ended: its peer closed it.
+#define PARTYLINE_CLOSED_PEER 1
+
+// The peer or the network broke it.
+#define PARTYLINE_CLOSED_RESET 2
+
+// It could not be opened.
+#define PARTYLINE_CLOSED_CONNECT_FAILED 3
+
+// Opening it took longer than `tcp.connect_limit`.
+#define PARTYLINE_CLOSED_CONNECT_TIMEOUT 4
+
+// Nothing came within `tcp.first_bytes`.
+#define PARTYLINE_CLOSED_SILENT_TOO_LONG 5
+
+// A message took longer than `tcp.message_limit`.
+#define PARTYLINE_CLOSED_MESSAGE_TOO_SLOW 6
+
+// Nothing came for `tcp.idle`.
+#define PARTYLINE_CLOSED_IDLE 7
+
+// The peer did not read what was sent to it.
+#define PARTYLINE_CLOSED_SLOW_READER 8
+
+// No message could be found in what came.
+#define PARTYLINE_CLOSED_FRAMING 9
+
+// This program closed it, or stopped its engine.
+#define PARTYLINE_CLOSED_LOCAL 10
+
+// The TLS handshake failed, or a record could not be read.
+#define PARTYLINE_CLOSED_TLS 11
+
+// The TLS handshake took longer than `tls.handshake_limit`.
+#define PARTYLINE_CLOSED_TLS_TOO_SLOW 12
+
+// A TCP or TLS connection.
+typedef struct partyline_connection partyline_connection;
+
 // A server: listeners, a leader/follower pool, a chain of plugins.
 typedef struct partyline_engine partyline_engine;
 
@@ -315,6 +354,51 @@ typedef struct {
   uint64_t database_errors;
 } partyline_stats;
 
+// A connection is there: accepted, or opened by this program. The first call for a connection.
+typedef void (*partyline_connected)(void *user, partyline_connection *connection);
+
+// It has ended, for one of PARTYLINE_CLOSED_*. The last call for a connection, also for one that could not be opened.
+typedef void (*partyline_disconnected)(void *user, partyline_connection *connection, int reason);
+
+// A system call on it failed with `error` (errno), or its stream could not be followed (`error` 0). `text` is valid
+// during the call.
+typedef void (*partyline_failed)(void *user, partyline_connection *connection, int error, const char *text);
+
+// A whole message came; its bytes are valid during the call and end with no NUL. Returns PARTYLINE_NEXT: it is handled
+// as SIP; PARTYLINE_DONE: it is done with; PARTYLINE_PENDING: as DONE, and this program will answer it with
+// partyline_connection_send(), so the connection stays open for that when its peer has closed its side.
+typedef int (*partyline_received)(void *user, partyline_connection *connection, const char *bytes, size_t length);
+
+// The system has taken so many bytes more.
+typedef void (*partyline_sent)(void *user, partyline_connection *connection, size_t bytes);
+
+// Finds the end of a message, in place of SIP's framing. `bytes` begin where a message begins. Returns its length (1 to
+// `length`), 0 if more has to come first, or a negative number: this is no message, the connection is closed. It is
+// asked again with what it has seen already and more. A message longer than `max_message` closes the connection.
+typedef int64_t (*partyline_framing)(void *user, partyline_connection *connection, const char *bytes, size_t length);
+
+// Who watches an engine's connections. Set all to zero first, then `size`; any callback may be NULL.
+//
+// All are called on the engine's threads (those that partyline_engine_stop() ends on the thread that stops): for one
+// connection one at a time, in the order in which things happened; for several connections at once. They may block:
+// that costs one thread and holds up nothing but their connection. What another thread does (a send, a close) is told by
+// an engine's thread afterwards.
+typedef struct {
+  // sizeof(partyline_watch).
+  size_t size;
+  // 1.
+  uint32_t version;
+  partyline_connected connected;
+  partyline_disconnected disconnected;
+  partyline_failed error;
+  partyline_received received;
+  partyline_sent sent;
+  // NULL: SIP's framing.
+  partyline_framing framing;
+  // Passed to the callbacks. It has to live until partyline_engine_free().
+  void *user;
+} partyline_watch;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -360,8 +444,8 @@ int partyline_engine_new(partyline_engine **engine);
 // PARTYLINE_ECONFIG: no such option, or a value that cannot be used; PARTYLINE_ESTATE: started already.
 int partyline_engine_set(partyline_engine *engine, const char *name, const char *value);
 
-// Takes an address: "udp:127.0.0.1:5060", "tcp:[::1]:5060"; port 0 lets the system choose. `port` receives the port, and
-// may be NULL. Answers go over the connection that the request came on. Before partyline_engine_start(). PARTYLINE_EADDR: in use (also where another program shares the port
+// Takes an address: "udp:127.0.0.1:5060", "tcp:[::1]:5060", "tls:127.0.0.1:5061" (the options `tls.certificate` and
+// `tls.key` first); port 0 lets the system choose. `port` receives the port, and may be NULL. Answers go over the connection that the request came on. Before partyline_engine_start(). PARTYLINE_EADDR: in use (also where another program shares the port
 // with SO_REUSEPORT), not an address of this host, or no permission.
 int partyline_engine_listen(partyline_engine *engine,
                             const char *address,
@@ -574,6 +658,46 @@ int partyline_registrar_lookup(partyline_registrar *registrar,
 
 // Fills `stats`, whose `size` the caller has set. PARTYLINE_EINVAL: a size smaller than the first two fields.
 int partyline_stats_get(partyline_engine *engine, partyline_stats *stats);
+
+// Has an engine's connections watched, before partyline_engine_start(). The struct is copied. PARTYLINE_EINVAL: a size
+// or version that is not known, no callback at all; PARTYLINE_ESTATE: somebody watches already.
+int partyline_engine_watch(partyline_engine *engine, const partyline_watch *watch);
+
+// Sends bytes over a connection, behind what was sent before. What the system does not take at once waits, up to the
+// option `tcp.outbound`; never blocks. From any thread, in any callback. PARTYLINE_EIO: the connection has closed;
+// PARTYLINE_EFULL: its peer reads too slowly, and it is being closed.
+int partyline_connection_send(partyline_connection *connection, const char *bytes, size_t length);
+
+// Closes a connection; what waits to be sent is lost. `disconnected` follows, on one of the engine's threads. Closing
+// one that has closed is no error.
+int partyline_connection_close(partyline_connection *connection);
+
+// The peer's address, as text with a NUL ("127.0.0.1", "::1"), and its port (may be NULL). PARTYLINE_ETOOSMALL: 46 bytes
+// are always enough.
+int partyline_connection_peer(partyline_connection *connection,
+                              char *host,
+                              size_t capacity,
+                              uint16_t *port);
+
+// Holds a connection's handle, once more at each call: it stays valid, and no other connection gets it, until
+// partyline_connection_free() was called as often. Without that a handle is valid from `connected` until `disconnected`
+// has returned. A held connection closes like any other: sending then gives PARTYLINE_EIO.
+int partyline_connection_hold(partyline_connection *connection);
+
+// Lets a handle go that partyline_connection_hold() has held. Does not close the connection. NULL does nothing.
+// PARTYLINE_EINVAL: it is not held.
+int partyline_connection_free(partyline_connection *connection);
+
+// Leaves a pointer of the program's with the connection; the library does not look at it.
+int partyline_connection_set_user(partyline_connection *connection, void *user);
+
+// The pointer that was left with the connection; NULL at first.
+int partyline_connection_user(partyline_connection *connection, void **user);
+
+// Reads the certificate files of the engine's TLS addresses again (options `tls.certificate`, `tls.key`); connections
+// that are opened from now on get the new ones, nothing restarts. PARTYLINE_ECONFIG: they cannot be used, and the old ones
+// stay; PARTYLINE_ESTATE: the engine has no TLS address.
+int partyline_engine_reload_certificates(partyline_engine *engine);
 
 #ifdef __cplusplus
 }  // extern "C"

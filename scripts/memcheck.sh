@@ -12,7 +12,7 @@ command -v valgrind >/dev/null || { echo "make memcheck: SKIPPED, nothing was ch
 build() { cc -O1 -g -std=gnu11 -w -o "$out/$(basename "$1" .c)" "$1" -losip2 -losipparser2 -lpthread; }
 check() { # check COMMAND...: 9 when there is something to report
   # Not into timeout and valgrind's launcher: only the program is looked at.
-  timeout 900 valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite \
+  timeout 900 valgrind -q --suppressions=scripts/memcheck.supp --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite \
     --trace-children=yes env LD_PRELOAD="$library" PARTYLINE_POOL=libc PARTYLINE_REPORT=1 "$@"
 }
 build c-harness/sanitize/memcheck.c

@@ -25,6 +25,7 @@ pub mod capi;
 pub mod engine;
 pub mod net;
 pub mod osip;
+#[cfg(target_os = "linux")]
 pub mod partysip;
 pub mod pool;
 pub mod registrar;

@@ -33,6 +33,11 @@ fn pool_under_everything_at_once() {
 }
 
 #[test]
+fn a_server_goes_on_past_the_pools_limit() {
+    run("limit_flow", &[]);
+}
+
+#[test]
 fn plugins() {
     run("plugins", &[]);
 }
@@ -62,6 +67,11 @@ fn registrar_in_memory() {
 #[test]
 fn connections() {
     run("stream_flow", &[]);
+}
+
+#[test]
+fn six_callbacks() {
+    run("watch", &[]);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 mod osip;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use osip::{Counts, Run, archive, build, library};
@@ -35,7 +35,12 @@ fn linked_before_osip() {
 /// Where libosip2.a lies, if it is installed.
 fn static_osip() -> Option<(String, String)> {
     let find = |name: &str| {
-        let output = Command::new("cc").arg(format!("-print-file-name={name}")).output().unwrap();
+        let dirs = osip::libs().into_iter().filter(|word| word.starts_with("-L"));
+        let output = Command::new("cc")
+            .args(dirs.map(|word| word.replacen("-L", "-B", 1)))
+            .arg(format!("-print-file-name={name}"))
+            .output()
+            .unwrap();
         let path = String::from_utf8_lossy(&output.stdout).trim().to_string();
         path.contains('/').then_some(path)
     };
@@ -100,6 +105,78 @@ fn nothing_that_stays_calls_past_us() {
     }
     assert!(seen > 100, "objdump showed {seen} functions");
     assert!(direct.is_empty(), "{direct:?}");
+}
+
+/// A libosip2 of another soname than the one built against: only the pool is in use, and that is said once.
+#[test]
+fn another_osip_at_load() {
+    let Some(stock) = build("c-harness/parity/flows.c", &[]) else { return };
+    let needed = Command::new("ldd").arg(&stock).output().unwrap();
+    let needed = String::from_utf8_lossy(&needed.stdout).into_owned();
+    let line = needed.lines().find(|line| line.contains("libosip2.so.")).expect("the program needs libosip2");
+    let mut words = line.split_whitespace();
+    let (soname, path) = (words.next().unwrap(), words.nth(1).unwrap());
+    let major = soname.strip_prefix("libosip2.so.").unwrap();
+    let other = format!("libosip2.so.{}", "9".repeat(major.len()));
+    // The library itself under another name: as long, so it is written in place.
+    let mut bytes = std::fs::read(path).unwrap();
+    let from = format!("{soname}\0");
+    let at: Vec<_> = (0..bytes.len() - from.len()).filter(|at| bytes[*at..].starts_with(from.as_bytes())).collect();
+    assert!(!at.is_empty());
+    for at in at {
+        bytes[at..at + other.len()].copy_from_slice(other.as_bytes());
+    }
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("other-osip");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join(&other), bytes).unwrap();
+    let file = dir.join(&other).display().to_string();
+    let path = format!("-Wl,-rpath,{}", dir.display());
+    let libs = osip::libs();
+    let mut link = vec![file.as_str(), path.as_str()];
+    link.extend(libs.iter().map(String::as_str).filter(|word| *word != "-losip2"));
+    let program = build("c-harness/parity/flows.c", &link).unwrap();
+    let expected = Run::new(&stock).output();
+    let ours = Run::new(&program).preload().output();
+    assert_eq!(expected.stdout, ours.stdout);
+    let said: Vec<_> = ours.stderr.lines().filter(|line| line.contains("only the memory pool is in use")).collect();
+    assert_eq!(said, [format!("partyline: built against {soname}, found {other}: only the memory pool is in use")]);
+    assert!(ours.stderr.contains("given to osip2"), "the pool is not in use:\n{}", ours.stderr);
+    assert!(!ours.stderr.contains("engine: nist"), "the engine was in use:\n{}", ours.stderr);
+}
+
+/// Where there are no headers the build says what is left out, and the sources are told.
+#[test]
+fn no_headers() {
+    // The build script as cargo has built it for this test.
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("debug/build");
+    let newest = std::fs::read_dir(&dir)
+        .unwrap()
+        .filter_map(|entry| Some(entry.ok()?.path().join("build-script-build")))
+        .filter(|path| path.parent().unwrap().file_name().unwrap().to_str().unwrap().starts_with("partyline-"))
+        .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
+        .max()
+        .expect("cargo has built the build script")
+        .1;
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-headers");
+    std::fs::create_dir_all(&out).unwrap();
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let run = |flags: &str| {
+        let mut script = Command::new(&newest);
+        script.current_dir(osip::root()).env("OUT_DIR", &out).env("TARGET", &target).env("HOST", &target);
+        script.env("OPT_LEVEL", "0").env("OSIP_CFLAGS", flags).env_remove("OSIP_LIBS");
+        let output = script.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    // The guard of osip2's header: the file is found, and has nothing in it.
+    let without = run("-D_OSIP_H_");
+    assert!(without.contains("cargo:warning=no headers of osip2"), "{without}");
+    assert!(without.contains("left out are the osip2 transaction engine and the osip2 fifo"), "{without}");
+    assert!(!without.contains("cfg=osip2"), "{without}");
+    if osip::has_osip() {
+        let with = run(&osip::cflags().join(" "));
+        assert!(with.contains("cfg=osip2") && !with.contains("left out"), "{with}");
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Programs that others wrote, as peers of an engine on UDP and TCP: sipp, sipsak, baresip, linphonec. Each registers,
+//! Programs that others wrote, as peers of an engine on UDP, TCP and TLS: sipp, sipsak, baresip, linphonec. Each registers,
 //! with digest authentication; the user agents refresh and unregister as well. Packages: scripts/deps.sh test.
 
 use std::fs;
@@ -14,6 +14,8 @@ use partyline::engine::{Bindings, Engine, Found, RegistrarOptions, lookup, open_
 const LIMIT: Duration = Duration::from_secs(40);
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const TRANSPORTS: [&str; 2] = ["udp", "tcp"];
+/// Of those that speak TLS too; Debian's sipp and sipsak are built without.
+const WITH_TLS: [&str; 3] = ["udp", "tcp", "tls"];
 
 /// A program's path; without it the test says so loudly and does nothing.
 fn program(name: &str) -> Option<PathBuf> {
@@ -30,6 +32,7 @@ struct Server {
     engine: Arc<Engine>,
     registrar: Arc<Bindings>,
     port: u16,
+    tls: u16,
     dir: PathBuf,
     domain: String,
 }
@@ -59,9 +62,13 @@ impl Server {
             if engine.listen(&format!("tcp:127.0.0.1:{port}")).is_err() {
                 continue;
             }
+            let (certificate, key) = certificate(&dir);
+            engine.set("tls.certificate", &certificate).unwrap();
+            engine.set("tls.key", &key).unwrap();
+            let tls = engine.listen("tls:127.0.0.1:0").unwrap().port();
             engine.attach(Arc::clone(&registrar)).unwrap();
             engine.start().unwrap();
-            return Server { engine, registrar, port, dir, domain: domain.to_owned() };
+            return Server { engine, registrar, port, tls, dir, domain: domain.to_owned() };
         }
         panic!("no port that is free on both transports");
     }
@@ -70,7 +77,11 @@ impl Server {
         lookup(&self.registrar, &format!("sip:{user}@{}", self.domain)).unwrap()
     }
 
-    /// What UDP, and what TCP, has received.
+    fn port_for(&self, transport: &str) -> u16 {
+        if transport == "tls" { self.tls } else { self.port }
+    }
+
+    /// What UDP, and what TCP with TLS, has received.
     fn received(&self) -> [f64; 2] {
         let text = self.engine.metrics();
         ["partyline_udp_received_total", "partyline_stream_received_total"].map(|name| {
@@ -85,7 +96,7 @@ impl Server {
         let result = body();
         let after = self.received();
         let [udp, tcp] = [after[0] - before[0], after[1] - before[1]];
-        assert_eq!((udp > 0.0, tcp > 0.0), (transport == "udp", transport == "tcp"), "udp {udp}, tcp {tcp}");
+        assert_eq!((udp > 0.0, tcp > 0.0), (transport == "udp", transport != "udp"), "udp {udp}, tcp {tcp}");
         result
     }
 }
@@ -97,6 +108,18 @@ impl Drop for Server {
             assert_eq!(left.unwrap(), 0, "messages left unanswered");
         }
     }
+}
+
+/// A certificate for 127.0.0.1, and its key.
+fn certificate(dir: &Path) -> (String, String) {
+    let [certificate, key] = ["crt", "key"].map(|end| dir.join(format!("server.{end}")).display().to_string());
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"])
+        .args(["-addext", "subjectAltName=IP:127.0.0.1", "-out", &certificate, "-keyout", &key])
+        .output()
+        .expect("openssl is installed (scripts/deps.sh test)");
+    assert!(made.status.success(), "{}", said(&made));
+    (certificate, key)
 }
 
 /// A port that is free on UDP and TCP, and its successor too, which baresip takes for TLS. Below the range that the system
@@ -240,7 +263,7 @@ fn sipsak() {
 fn baresip() {
     let Some(baresip) = program("baresip") else { return };
     let server = Server::start("baresip", "example.org", "MD5");
-    for transport in TRANSPORTS {
+    for transport in WITH_TLS {
         let dir = server.dir.join(transport);
         fs::create_dir_all(&dir).unwrap();
         let modules = "module g711.so\nmodule_tmp uuid.so\nmodule_tmp account.so\nmodule_app menu.so\n";
@@ -252,7 +275,7 @@ fn baresip() {
         let account = format!(
             "<sip:u000002@example.org;transport={transport}>;auth_user=u000002;auth_pass=secret-u000002;\
              outbound=\"sip:127.0.0.1:{};transport={transport}\";regint=4\n",
-            server.port
+            server.port_for(transport)
         );
         fs::write(dir.join("accounts"), account).unwrap();
         fs::write(dir.join("contacts"), "").unwrap();
@@ -271,16 +294,16 @@ fn baresip() {
 fn linphonec() {
     let Some(linphonec) = program("linphonec") else { return };
     let server = Server::start("linphonec", "example.org", "SHA-256,MD5");
-    for transport in TRANSPORTS {
+    for transport in WITH_TLS {
         let home = server.dir.join(transport);
         fs::create_dir_all(home.join(".local/share/linphone")).unwrap();
-        let (udp, tcp) = if transport == "udp" { (free_port(), 0) } else { (0, free_port()) };
+        let [udp, tcp, tls] = WITH_TLS.map(|own| if own == transport { free_port() } else { 0 });
         let config = format!(
-            "[sip]\nsip_port={udp}\nsip_tcp_port={tcp}\nsip_tls_port=0\nuse_ipv6=0\nauto_net_state_mon=0\n\
+            "[sip]\nsip_port={udp}\nsip_tcp_port={tcp}\nsip_tls_port={tls}\nverify_server_certs=0\nverify_server_cn=0\nuse_ipv6=0\nauto_net_state_mon=0\n\
              register_only_when_network_is_up=0\ndefault_proxy=0\n\n[proxy_0]\n\
              reg_proxy=<sip:127.0.0.1:{};transport={transport}>\nreg_identity=sip:u000003@example.org\nreg_expires=4\n\
              reg_sendregister=1\npublish=0\n\n[auth_info_0]\nusername=u000003\npasswd=secret-u000003\nrealm=example.org\n",
-            server.port
+            server.port_for(transport)
         );
         let file = home.join("linphonerc");
         fs::write(&file, config).unwrap();

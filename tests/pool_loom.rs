@@ -4,6 +4,11 @@
 
 mod sync {
     pub use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+    /// Loom takes sequentially consistent operations for acquire and release ones; the order between them is this.
+    pub fn store_before_load() {
+        loom::sync::atomic::fence(Ordering::SeqCst);
+    }
 }
 
 #[path = "../src/pool/remote.rs"]
@@ -74,7 +79,13 @@ impl Heap {
         if notify {
             // SAFETY: the heap outlives the threads; whoever is told to notify is the only one who does.
             unsafe { self.stack.push((&raw const **at).cast_mut()) };
+            self.take_in();
         }
+    }
+
+    /// What whoever sent something to a heap does, and whoever gave one up.
+    fn take_in(&self) {
+        remote::take_in(&self.claim, &self.stack, || self.drain());
     }
 
     fn accept(&self, span: usize, taken: Option<remote::Taken>) {
@@ -206,5 +217,39 @@ fn of_two_heirs_one_at_a_time_has_the_heap() {
         assert!(heap.claim.try_take(), "the claim was lost");
         heap.drain();
         assert_eq!(heap.got(), [1, 0]);
+    });
+}
+
+/// What is sent while the owner leaves is taken in by the sender or by the leaver, without anybody coming after them.
+#[test]
+fn nothing_is_left_in_a_heap_that_is_left() {
+    loom::model(|| {
+        let heap = Heap::new(1);
+        let freer = {
+            let heap = heap.clone();
+            thread::spawn(move || heap.free(0, 0))
+        };
+        heap.drain();
+        heap.claim.give_up();
+        heap.take_in();
+        freer.join().unwrap();
+        assert!(heap.claim.is_free());
+        assert_eq!(heap.got(), [1, 0]);
+    });
+}
+
+#[test]
+fn two_senders_leave_nothing_in_a_heap_that_nobody_has() {
+    loom::model(|| {
+        let heap = Heap::new(0);
+        let threads: Vec<_> = (0..2u32)
+            .map(|n| {
+                let heap = heap.clone();
+                thread::spawn(move || heap.free(n as usize, 0))
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert!(heap.claim.is_free());
+        assert_eq!(heap.got(), [1, 1]);
     });
 }

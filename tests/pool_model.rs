@@ -66,6 +66,7 @@ fn size() -> impl Strategy<Value = usize> {
         8 => 0usize..100,
         4 => 100usize..2000,
         2 => 2000usize..40_000,
+        2 => 8_000usize..40_000,
         1 => 40_000usize..400_000,
     ]
 }
@@ -202,10 +203,61 @@ fn realloc_stays_where_the_class_allows() {
 }
 
 #[test]
+fn runs_grow_and_shrink_where_they_are() {
+    // A thread of its own, so that nobody else's blocks lie behind.
+    thread::spawn(|| {
+        let first = pool::malloc(20_000);
+        let before = stats::read();
+        // SAFETY: a live block.
+        unsafe {
+            first.write_bytes(5, 20_000);
+            for size in [60_000usize, 9_000, 30_000, 200_000, 100_000] {
+                assert_eq!(pool::realloc(first, size), first, "{size}");
+                assert_eq!(pool::usable_size(first), size.next_multiple_of(1024));
+                assert!((0..9_000).all(|n| *first.add(n) == 5));
+            }
+            pool::free(first);
+        }
+        let after = stats::read();
+        assert!(after.allocated - before.allocated >= 5);
+    })
+    .join()
+    .unwrap();
+    adds_up();
+}
+
+/// Many blocks of odd sizes in a few regions, freed in every order: what is free is joined again, so that the whole fits
+/// into little more than is live.
+#[test]
+fn free_runs_are_joined() {
+    thread::spawn(|| {
+        let mut state = 1u64;
+        let mut random = move |below: usize| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as usize % below
+        };
+        let mut blocks: Vec<Block> = Vec::new();
+        for n in 0..30_000 {
+            let size = 8_193 + random(120_000);
+            blocks.push(Block::new(pool::malloc(size), size, n as u8));
+            if blocks.len() > 200 {
+                blocks.swap_remove(random(200)).free();
+            }
+        }
+        let stats = stats::read();
+        assert!(stats.used_bytes < stats.live_bytes * 5 / 4 + (8 << 20), "{} {}", stats.used_bytes, stats.live_bytes);
+        blocks.into_iter().for_each(Block::free);
+    })
+    .join()
+    .unwrap();
+    adds_up();
+}
+
+#[test]
 fn rust_layouts_are_honoured() {
     use std::alloc::{GlobalAlloc, Layout};
     let alloc = pool::PoolAlloc;
-    for align in (0..=13).map(|shift| 1usize << shift) {
+    for align in (0..=16).map(|shift| 1usize << shift) {
         for size in [1usize, 7, 8, 9, 24, 100, 1000, 5000, 70_000, 200_000] {
             let layout = Layout::from_size_align(size, align).unwrap();
             // SAFETY: a layout of a size above 0; blocks are freed with the layout they have.

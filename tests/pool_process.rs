@@ -174,6 +174,92 @@ fn pointer_that_was_never_a_block() {
     is_reported(output, &["no block of the pool"]);
 }
 
+#[test]
+fn block_that_was_never_handed_out() {
+    let output = in_child("block_that_was_never_handed_out", &[], || {
+        let block = pool::malloc(48);
+        free(block.wrapping_add(48 * 500));
+    });
+    is_reported(output, &["no block of the pool", "size class 48"]);
+}
+
+#[test]
+fn pointer_behind_the_last_block_of_a_span() {
+    let output = in_child("pointer_behind_the_last_block_of_a_span", &[], || {
+        let blocks: Vec<_> = (0..3000).map(|_| pool::malloc(48)).collect();
+        // 1,365 blocks of 48 leave 16 bytes.
+        free(((blocks[1500] as usize & !0xffff) + 1365 * 48) as *mut u8);
+    });
+    is_reported(output, &["no block of the pool", "size class 48"]);
+}
+
+#[test]
+fn double_free_of_a_run() {
+    let output = in_child("double_free_of_a_run", &[], || {
+        let block = keep_one(40_000);
+        free(block);
+        free(block);
+    });
+    is_reported(output, &["double free"]);
+}
+
+#[test]
+fn double_free_of_a_run_that_was_written_to() {
+    let output = in_child("double_free_of_a_run_that_was_written_to", &[], || {
+        let block = keep_one(40_000);
+        free(block);
+        // SAFETY: memory of the pool; the write is part of the misuse under test.
+        unsafe { block.write_bytes(1, 8) };
+        free(block);
+    });
+    is_reported(output, &["double free"]);
+}
+
+#[test]
+fn double_free_of_a_run_by_two_other_threads() {
+    let output = in_child("double_free_of_a_run_by_two_other_threads", &[], || {
+        let block = keep_one(10_000) as usize;
+        for _ in 0..2 {
+            thread::spawn(move || free(block as *mut u8)).join().unwrap();
+        }
+    });
+    is_reported(output, &["double free"]);
+}
+
+#[test]
+fn interior_pointers_of_a_run() {
+    for inside in [8usize, 1024, 39_000] {
+        let name = "interior_pointers_of_a_run";
+        let output = prepared(
+            name,
+            &[("PARTYLINE_TEST_INSIDE", &inside.to_string())],
+            |_| {},
+            || {
+                let inside = std::env::var("PARTYLINE_TEST_INSIDE").unwrap().parse().unwrap();
+                free(keep_one(40_000).wrapping_add(inside));
+            },
+        );
+        is_reported(output, &["middle of a block", "of 40960 bytes"]);
+    }
+}
+
+#[test]
+fn write_after_free_of_a_run() {
+    let output = in_child("write_after_free_of_a_run", &[], || {
+        let block = keep_one(20_000);
+        let other = pool::malloc(20_000);
+        free(other);
+        free(block);
+        // SAFETY: memory of the pool; the write is the misuse under test.
+        unsafe { *block = 1 };
+        // What begins elsewhere and only covers it finds it as well.
+        for _ in 0..100 {
+            pool::malloc(9_000);
+        }
+    });
+    is_reported(output, &["write after free"]);
+}
+
 fn write_after_free(write: fn(*mut u8)) {
     let block = keep_one(48);
     let other = pool::malloc(48);
@@ -241,7 +327,68 @@ fn checked_write_after_free_behind_the_first_word() {
             free(pool::malloc(60));
         }
     });
-    is_reported(output, &["write after free"]);
+    is_reported(output, &["write after free", "size class 80"]);
+}
+
+/// The trailer tells a freed block, whatever was written to its beginning.
+#[test]
+fn checked_double_free_of_a_block_that_was_written_to() {
+    let name = "checked_double_free_of_a_block_that_was_written_to";
+    let output = in_child(name, &[("PARTYLINE_POOL", "checked")], || {
+        let block = pool::malloc(20);
+        free(block);
+        // SAFETY: memory of the pool; the write is part of the misuse under test.
+        unsafe { block.write_bytes(7, 20) };
+        free(block);
+    });
+    is_reported(output, &["double free", "size class 32"]);
+}
+
+/// Every length of slack: the first byte behind the block, and the last in front of the trailer.
+#[test]
+fn checked_overflow_at_every_size() {
+    for size in [1usize, 7, 8, 9, 15, 16, 23, 24, 25, 33, 100, 1000, 5000, 9000, 100_000, 300_000] {
+        let name = "checked_overflow_at_every_size";
+        let variables = [("PARTYLINE_POOL", "checked"), ("PARTYLINE_TEST_SIZE", &*size.to_string())];
+        let output = prepared(
+            name,
+            &variables,
+            |_| {},
+            || {
+                let size = std::env::var("PARTYLINE_TEST_SIZE").unwrap().parse().unwrap();
+                let block = pool::malloc(size);
+                // SAFETY: within what the pool has set aside; the write is the misuse under test: a string's end.
+                unsafe { *block.add(size) = 0 };
+                free(block);
+            },
+        );
+        is_reported(output, &["write past the end", "in free"]);
+    }
+}
+
+#[test]
+fn checked_mode_keeps_contents() {
+    succeeds(in_child("checked_mode_keeps_contents", &[("PARTYLINE_POOL", "checked")], || {
+        let mut blocks: Vec<(*mut u8, usize, u8)> = Vec::new();
+        for n in 0..200_000usize {
+            let size = n.wrapping_mul(2654435761) % [40, 200, 3000, 30_000, 400_000][n / 3 % 5];
+            let block = pool::malloc(size);
+            // SAFETY: live blocks of these sizes.
+            unsafe {
+                assert_eq!(pool::usable_size(block), size);
+                block.write_bytes(n as u8, size);
+                blocks.push((block, size, n as u8));
+                if blocks.len() > 300 {
+                    let (block, size, mark) = blocks.swap_remove(n * 7 % 300);
+                    assert!(std::slice::from_raw_parts(block, size).iter().all(|&byte| byte == mark));
+                    pool::free(block);
+                }
+            }
+        }
+        blocks.into_iter().for_each(|block| free(block.0));
+        pool::trim();
+        assert_eq!(stats::read().live, 0);
+    }));
 }
 
 #[test]
@@ -475,6 +622,86 @@ fn memory_goes_back_after_a_peak() {
         assert!(trimmed < start + (1 << 20), "{} KiB more than at the start", (trimmed - start) >> 10);
         let stats = stats::read();
         assert_eq!(stats.from_os - stats.to_os, stats.used_bytes + stats.idle_bytes);
+    }));
+}
+
+/// The same with sizes that come from regions of runs, freed in another order, some by another thread.
+#[test]
+fn memory_of_runs_goes_back_after_a_peak() {
+    succeeds(in_child("memory_of_runs_goes_back_after_a_peak", &[], || {
+        free(pool::malloc(10_000));
+        let start = resident();
+        let (mut blocks, mut bytes, mut n) = (Vec::new(), 0, 0usize);
+        while bytes < 200 << 20 {
+            let size = 3000 + n.wrapping_mul(7919) % 250_000;
+            let block = pool::malloc(size);
+            // SAFETY: a live block of this size.
+            unsafe { block.write_bytes(1, size) };
+            blocks.push(block as usize);
+            bytes += size;
+            n += 1;
+        }
+        let full = stats::read();
+        assert!(full.live_bytes >= bytes as u64 && full.peak_bytes >= full.live_bytes, "{full:?}");
+        assert!(resident() > start + (190 << 20));
+        let sent: Vec<usize> = blocks.iter().copied().step_by(3).collect();
+        thread::spawn(move || sent.into_iter().for_each(|block| free(block as *mut u8))).join().unwrap();
+        blocks.iter().enumerate().filter(|(n, _)| n % 3 != 0).for_each(|(_, &block)| free(block as *mut u8));
+        // The owner takes in what others have freed when it allocates next.
+        free(pool::malloc(10_000));
+        free(pool::malloc(3000));
+        let after = resident();
+        assert!(after < start + (5 << 20), "{} KiB more than at the start", (after - start) >> 10);
+        pool::trim();
+        let trimmed = resident();
+        // What describes 200 MB of slices stays: 384 bytes of 64 KiB.
+        assert!(trimmed < start + (2 << 20), "{} KiB more than at the start", (trimmed - start) >> 10);
+        let stats = stats::read();
+        assert_eq!(stats.live, 0, "{stats:?}");
+        assert_eq!(stats.live_bytes, 0);
+        assert_eq!(stats.from_os - stats.to_os, stats.used_bytes + stats.idle_bytes);
+    }));
+}
+
+/// Nobody adopts the heap and nobody trims: those who free take its memory in.
+#[test]
+fn what_an_exited_thread_has_allocated_goes_back_when_it_is_freed() {
+    let name = "what_an_exited_thread_has_allocated_goes_back_when_it_is_freed";
+    succeeds(in_child(name, &[], || {
+        free(pool::malloc(100));
+        let start = stats::read().used_bytes;
+        let blocks: Vec<usize> =
+            thread::spawn(|| (0..40_000usize).map(|n| pool::malloc([24, 500, 3000, 20_000][n % 4]) as usize).collect())
+                .join()
+                .unwrap();
+        assert!(stats::read().used_bytes > start + (50 << 20));
+        blocks.into_iter().for_each(|block| free(block as *mut u8));
+        let used = stats::read().used_bytes;
+        // What waits in the outbox of this thread keeps its spans, and the orphan keeps one region.
+        assert!(used < start + (6 << 20), "{} KiB more than at the start", (used - start) >> 10);
+    }));
+}
+
+#[test]
+fn a_setuid_program_is_not_steered_by_its_environment() {
+    let name = "a_setuid_program_is_not_steered_by_its_environment";
+    // SAFETY: no precondition.
+    if std::env::var(CASE).is_err() && unsafe { libc::geteuid() } != 0 {
+        eprintln!("SKIPPED: only root can run a program with other rights than its own");
+        return;
+    }
+    fn raise(command: &mut Command) {
+        // SAFETY: setresuid is async-signal-safe. Another real user than the effective one, as a setuid program has it.
+        unsafe {
+            command.pre_exec(|| match libc::setresuid(65534, 0, 0) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            });
+        }
+    }
+    succeeds(prepared(name, &[("PARTYLINE_POOL", "libc"), ("PARTYLINE_POOL_LIMIT", "1m")], raise, || {
+        assert!(pool::offset_of(pool::malloc(100) as usize).is_some());
+        assert!(!pool::malloc(16 << 20).is_null());
     }));
 }
 

@@ -65,6 +65,49 @@ fn grows_to_its_maximum_queues_beyond_and_shrinks_again() {
 }
 
 #[test]
+fn leadership_is_taken_from_a_lent_call_that_blocks_and_kept_by_one_that_does_not() {
+    let events = Events::new();
+    let pool = started(options("lent", 1, 4), Some(&events));
+    let gate = Gate::new();
+    for n in 1..=3 {
+        let pass = Arc::clone(&gate);
+        events.push(move |leader| {
+            assert!(leader.lend());
+            pass.pass();
+            assert!(!leader.reclaim(), "another leads by now");
+            assert!(leader.promote(), "so there is nothing to give away");
+        });
+        until("blocked, and another leads", || gate.inside() == n && events.has_waiter());
+        assert_eq!(pool.figures().takeovers, n as u64);
+    }
+    gate.open();
+    until("all passed", || gate.passed() == 3);
+    // Whoever leads now makes short calls, one after another; each is seen to be served.
+    let (tell, told) = mpsc::channel();
+    for n in 0..1000 {
+        let tell = tell.clone();
+        events.push(move |leader| {
+            assert!(leader.lend());
+            tell.send(n).unwrap();
+            leader.reclaim();
+        });
+        assert_eq!(told.recv_timeout(HUNG), Ok(n));
+    }
+    assert_eq!(events.intruders.load(Ordering::SeqCst), 0, "never two leaders");
+    assert_eq!(pool.stop(HUNG), LeftOver::default());
+}
+
+#[test]
+fn a_pool_without_a_bound_lends_nothing() {
+    let events = Events::new();
+    let pool = started(Options { takeover: Duration::ZERO, ..options("strict", 1, 2) }, Some(&events));
+    let (tell, told) = mpsc::channel();
+    events.push(move |leader| tell.send((leader.lend(), leader.promote())).unwrap());
+    assert_eq!(told.recv_timeout(HUNG), Ok((false, true)));
+    drop(pool);
+}
+
+#[test]
 fn a_blocking_event_leaves_the_source_a_leader_until_the_maximum() {
     let events = Events::new();
     let pool = started(options("lead", 1, 4), Some(&events));

@@ -1,5 +1,7 @@
 /* osip_fifo_*: order, the public fields, and threads that wait. */
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/time.h>
@@ -7,6 +9,7 @@
 #include <osip2/osip_mt.h>
 
 static osip_fifo_t *work, *done;
+static atomic_long taken;
 
 static void *consume(void *arg)
 {
@@ -15,6 +18,8 @@ static void *consume(void *arg)
     (void)arg;
     while ((element = osip_fifo_get(work)) != NULL && *element >= 0) {
         count++;
+        atomic_fetch_add(&taken, *element);
+        /* Up to 3.x a fifo holds a thousand: the rest is refused. */
         osip_fifo_add(done, element);
     }
     return (void *)count;
@@ -25,7 +30,8 @@ static void *produce(void *arg)
     long *numbers = arg;
 
     for (int i = 0; i < 20000; i++)
-        osip_fifo_add(work, &numbers[i]);
+        while (osip_fifo_add(work, &numbers[i]) != 0)
+            sched_yield();
     return NULL;
 }
 
@@ -60,6 +66,21 @@ int main(void)
         printf("got %ld\n", *element);
         show(ff, "then");
     }
+    /* More than the thousand that old versions hold. */
+    for (int i = 0; i < 1003; i++) {
+        int code = osip_fifo_add(ff, &numbers[i]);
+        if (i > 996)
+            printf("add %d: %d, state %d\n", i, code, ff->state);
+    }
+    printf("insert %d\n", osip_fifo_insert(ff, &numbers[7]));
+    show(ff, "many");
+    printf("got %ld\n", *(long *)osip_fifo_tryget(ff));
+    printf("insert %d\n", osip_fifo_insert(ff, &numbers[8]));
+    while ((element = osip_fifo_tryget(ff)) != NULL)
+        sum += *element;
+    printf("sum %ld\n", sum);
+    sum = 0;
+    show(ff, "drained");
     osip_fifo_add(ff, &numbers[1]);
     printf("get %ld\n", *(long *)osip_fifo_get(ff));
     show(ff, "last");
@@ -79,15 +100,16 @@ int main(void)
     for (int i = 0; i < 2; i++)
         pthread_join(producers[i], NULL);
     for (int i = 0; i < 3; i++)
-        osip_fifo_add(work, &end);
+        while (osip_fifo_add(work, &end) != 0)
+            sched_yield();
     for (int i = 0; i < 3; i++) {
         void *got;
         pthread_join(consumers[i], &got);
         count += (long)got;
     }
     while ((element = osip_fifo_tryget(done)) != NULL)
-        sum += *element;
-    printf("through threads: %ld of 40000, sum %ld\n", count, sum);
+        sum++;
+    printf("through threads: %ld of 40000, sum %ld, passed on %ld\n", count, (long)taken, sum);
     show(work, "work");
     show(done, "done");
     osip_fifo_free(work);

@@ -188,8 +188,10 @@ static void matching(void)
     step("again", 0);
     deliver(parse(request("REGISTER", "old", "other", 1, NULL)));
     step("other Call-ID", 0);
+#ifndef MAX_LEN /* of 3.x, which falls over it */
     deliver(parse(request("REGISTER", "", "old", 1, NULL)));
     step("branch without value", 0);
+#endif
     finish();
 
     begin("same branch");
@@ -226,6 +228,132 @@ static void matching(void)
     say("  null %d %d\n", osip_create_transaction(stack, NULL) == NULL, osip_transaction_free2(NULL));
     finish();
 }
+
+/* The lengths are public: a program may set them before they start to count. */
+static void short_timers(void)
+{
+    osip_transaction_t *tr;
+    osip_message_t *sent;
+
+    begin("shortened A, B");
+    tr = start_client(request("INVITE", "z9hG4bKsa", "s", 1, NULL), ICT);
+    tr->ict_context->timer_a_length = 20;
+    tr->ict_context->timer_b_length = 300;
+    osip_gettimeofday(&tr->ict_context->timer_b_start, NULL);
+    tr->ict_context->timer_b_start.tv_usec += 300000;
+    for (int n = 0; n < 14; n++)
+        step("A, then B", 25);
+    finish();
+
+    begin("shortened D");
+    tr = start_client(request("INVITE", "z9hG4bKsd", "s", 1, NULL), ICT);
+    tr->ict_context->timer_d_length = 100;
+    sent = message(request("INVITE", "z9hG4bKsd", "s", 1, NULL));
+    step("invite", 0);
+    deliver(incoming_response(sent, 486));
+    step("busy", 1);
+    step("before D", 99);
+    step("D", 2);
+    osip_message_free(sent);
+    finish();
+
+    begin("shortened G, H, I");
+    for (int acked = 0; acked < 2; acked++) {
+        tr = deliver(parse(request("INVITE", "z9hG4bKsg", "s", 1, NULL)));
+        tr->ist_context->timer_g_length = 20;
+        tr->ist_context->timer_h_length = 300;
+        tr->ist_context->timer_i_length = 50;
+        step("invite", 0);
+        answer(tr, 404);
+        for (int n = 0; n < 3; n++)
+            step("G", 25);
+        if (acked) {
+            deliver(parse(request("ACK", "z9hG4bKsg", "s", 1, "b1")));
+            step("ack", 1);
+            step("before I", 49);
+        }
+        for (int n = 0; n < 14; n++)
+            step("until H, or I", 25);
+        finish();
+    }
+
+    begin("shortened E, F");
+    tr = start_client(request("OPTIONS", "z9hG4bKse", "s", 1, NULL), NICT);
+    tr->nict_context->timer_e_length = 20;
+    tr->nict_context->timer_f_length = 300;
+    osip_gettimeofday(&tr->nict_context->timer_f_start, NULL);
+    tr->nict_context->timer_f_start.tv_usec += 300000;
+    for (int n = 0; n < 14; n++)
+        step("E, then F", 25);
+    finish();
+
+    begin("shortened J, K");
+    tr = start_client(request("OPTIONS", "z9hG4bKsk", "s", 1, NULL), NICT);
+    tr->nict_context->timer_k_length = 50;
+    sent = message(request("OPTIONS", "z9hG4bKsk", "s", 1, NULL));
+    tr = deliver(parse(request("OPTIONS", "z9hG4bKsj", "s", 1, NULL)));
+    tr->nist_context->timer_j_length = 100;
+    step("both", 0);
+    deliver(incoming_response(sent, 200));
+    answer(tr, 200);
+    step("answered", 1);
+    step("before K", 49);
+    step("K", 2);
+    step("before J", 48);
+    step("J", 2);
+    osip_message_free(sent);
+    finish();
+}
+
+static void cancels(void)
+{
+    osip_transaction_t *invite, *cancel;
+    osip_message_t *sent, *stop;
+
+    begin("CANCEL comes in");
+    invite = deliver(parse(request("INVITE", "z9hG4bKcan", "can", 1, NULL)));
+    step("invite", 0);
+    answer(invite, 180);
+    step("ringing", 10);
+    cancel = deliver(parse(request("CANCEL", "z9hG4bKcan", "can", 1, NULL)));
+    step("cancel", 10);
+    answer(cancel, 200);
+    answer(invite, 487);
+    step("both answered", 0);
+    deliver(parse(request("CANCEL", "z9hG4bKcan", "can", 1, NULL)));
+    step("cancel again", 100);
+    deliver(parse(request("ACK", "z9hG4bKcan", "can", 1, "b1")));
+    step("ack", 1);
+    step("I", 5001);
+    step("J", 28000);
+    finish();
+
+    begin("CANCEL goes out");
+    start_client(request("INVITE", "z9hG4bKcon", "con", 1, NULL), ICT);
+    sent = message(request("INVITE", "z9hG4bKcon", "con", 1, NULL));
+    step("invite", 0);
+    deliver(incoming_response(sent, 183));
+    step("progress", 10);
+    start_client(request("CANCEL", "z9hG4bKcon", "con", 1, NULL), NICT);
+    stop = message(request("CANCEL", "z9hG4bKcon", "con", 1, NULL));
+    step("cancel", 10);
+    deliver(incoming_response(stop, 200));
+    deliver(incoming_response(sent, 487));
+    step("both answered", 1);
+    deliver(incoming_response(sent, 487));
+    step("487 again", 100);
+    step("K", 5001);
+    step("D", 28000);
+    osip_message_free(sent);
+    osip_message_free(stop);
+    finish();
+}
+
+/* Only with osip2 4 and later, and not in the headers before. */
+int set_reserved1(osip_transaction_t *, void *) __asm__("osip_transaction_set_reserved1") __attribute__((weak));
+int set_reserved6(osip_transaction_t *, void *) __asm__("osip_transaction_set_reserved6") __attribute__((weak));
+void *get_reserved1(osip_transaction_t *) __asm__("osip_transaction_get_reserved1") __attribute__((weak));
+void *get_reserved6(osip_transaction_t *) __asm__("osip_transaction_get_reserved6") __attribute__((weak));
 
 static int refuse(osip_transaction_t *tr, osip_message_t *m)
 {
@@ -300,12 +428,15 @@ static void own_hands(void)
     osip_transaction_t *tr, *other;
     osip_fifo_t *fifo;
     osip_event_t *event;
+    int used = 0;
 
     begin("timers and fifos of the program's own");
     tr = deliver(parse(request("REGISTER", "z9hG4bKown", "own", 1, NULL)));
     tr->your_instance = &tr;
-    osip_transaction_set_reserved1(tr, &other);
-    osip_transaction_set_reserved6(tr, &fifo);
+    if (set_reserved1 && set_reserved6) {
+        set_reserved1(tr, &other);
+        set_reserved6(tr, &fifo);
+    }
     step("request", 0);
     answer(tr, 200);
     step("answered", 0);
@@ -313,8 +444,9 @@ static void own_hands(void)
     show_timeout();
     step("J moved", 11000);
     step("J", 1001);
-    say("  kept %d %d %d\n", tr->your_instance == &tr, osip_transaction_get_reserved1(tr) == &other,
-        osip_transaction_get_reserved6(tr) == &fifo);
+    say("  kept %d\n", tr->your_instance == &tr);
+    if (get_reserved1 && get_reserved6)
+        say("  kept %d %d\n", get_reserved1(tr) == &other, get_reserved6(tr) == &fifo);
 
     tr = deliver(parse(request("REGISTER", "z9hG4bKff", "own", 2, NULL)));
     step("request", 0);
@@ -334,14 +466,12 @@ static void own_hands(void)
     tr->nist_context->timer_j_start.tv_sec = -1;
     step("without J", 40000);
 
-    osip_srv_record_t record;
-    memset(&record, 'x', sizeof record);
-    osip_transaction_set_srv_record(tr, &record);
-    say("  record %d\n", memcmp(&tr->record, &record, sizeof record));
+    memset(&tr->record, 'x', sizeof tr->record);
     finish();
     tr = deliver(parse(request("REGISTER", "z9hG4bKff2", "own", 3, NULL)));
-    memset(&record, 0, sizeof record);
-    say("  record of the next %d, created %d\n", memcmp(&tr->record, &record, sizeof record), tr->birth_time != 0);
+    for (size_t i = 0; i < sizeof tr->record; i++)
+        used |= ((unsigned char *)&tr->record)[i];
+    say("  record of the next %d, created %d\n", used, tr->birth_time != 0);
     finish();
 
     begin("removed, freed later");
@@ -365,6 +495,8 @@ int main(void)
     nist_flows();
     ict_flows();
     nict_flows();
+    short_timers();
+    cancels();
     matching();
     errors();
     order();

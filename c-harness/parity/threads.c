@@ -8,6 +8,8 @@
 #include <unistd.h>
 #include <sys/time.h>
 #include <osip2/osip.h>
+#include <osip2/osip_dialog.h>
+#include <osip2/osip_mt.h>
 #include <osipparser2/osip_port.h>
 
 #define ADDERS 2
@@ -163,6 +165,8 @@ static void on_leave(int type, osip_transaction_t *tr, osip_message_t *m)
     (void)m;
     if (leave_from_callback == 1)
         pthread_exit(NULL);
+    else if (leave_from_callback == 3)
+        osip_thread_exit();
     else if (leave_from_callback == 2) {
         pthread_cancel(pthread_self());
         pthread_testcancel();
@@ -205,6 +209,84 @@ static void leaving(int how)
     osip_transaction_free(tr);
 }
 
+/* The same out of the send callback of a retransmission, which another thread then goes on with. */
+static int resent;
+
+static int send_and_leave(osip_transaction_t *tr, osip_message_t *m, char *host, int port, int sock)
+{
+    (void)tr;
+    (void)m;
+    (void)host;
+    (void)port;
+    (void)sock;
+    resent++;
+    if (leave_from_callback)
+        pthread_exit(NULL);
+    return 0;
+}
+
+static void *resend_once(void *arg)
+{
+    (void)arg;
+    osip_retransmissions_execute(stack);
+    return &leave_from_callback;
+}
+
+static void leaving_a_resend(void)
+{
+    static const char ack[] = "ACK sip:h SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1:5062;branch=z9hG4bKr\r\n"
+                              "From: <sip:a@h>;tag=1\r\nTo: <sip:a@h>;tag=2\r\nCall-ID: r\r\nCSeq: 1 ACK\r\n\r\n";
+    osip_message_t *m;
+    pthread_t thread;
+    void *result = NULL;
+    struct timeval wait;
+    ixt_t *ixt;
+
+    osip_message_init(&m);
+    osip_message_parse(m, ack, sizeof ack - 1);
+    osip_set_cb_send_message(stack, send_and_leave);
+    for (int i = 0; i < 2; i++) {
+        osip_start_ack_retransmissions(stack, NULL, m, (char *)"127.0.0.1", 5062, 1);
+        ixt = osip_list_get(&stack->ixt_retransmissions, 0);
+        ixt->start.tv_sec -= 1;
+    }
+    leave_from_callback = 1;
+    pthread_create(&thread, NULL, resend_once, NULL);
+    pthread_join(thread, &result);
+    leave_from_callback = 0;
+    printf("left from a resend: %s, %d sent, %d listed\n", result == &leave_from_callback ? "no" : "yes", resent,
+           osip_list_size(&stack->ixt_retransmissions));
+    osip_timers_gettimeout(stack, &wait);
+    osip_retransmissions_execute(stack);
+    printf("then %d sent, due at once %d\n", resent, wait.tv_sec == 0 && wait.tv_usec == 0);
+    osip_stop_retransmissions_from_dialog(stack, NULL);
+    printf("stopped: %d listed\n", osip_list_size(&stack->ixt_retransmissions));
+    osip_message_free(m);
+    osip_set_cb_send_message(stack, on_send);
+}
+
+/* A thread that waits for a fifo may be cancelled; the fifo then goes on. */
+static void *wait_for_fifo(void *arg)
+{
+    return osip_fifo_get(arg);
+}
+
+static void cancelling_a_wait(void)
+{
+    osip_fifo_t *ff = osip_malloc(sizeof *ff);
+    pthread_t thread;
+    void *result = NULL;
+    int element = 5;
+
+    osip_fifo_init(ff);
+    pthread_create(&thread, NULL, wait_for_fifo, ff);
+    pthread_cancel(thread);
+    pthread_join(thread, &result);
+    osip_fifo_add(ff, &element);
+    printf("wait cancelled: %s, then %d\n", result == PTHREAD_CANCELED ? "yes" : "no", *(int *)osip_fifo_get(ff));
+    osip_fifo_free(ff);
+}
+
 int main(int argc, char **argv)
 {
     pthread_t adders[ADDERS], runners[RUNNERS];
@@ -216,6 +298,9 @@ int main(int argc, char **argv)
     osip_set_cb_send_message(stack, on_send);
     leaving(1);
     leaving(2);
+    leaving(3);
+    leaving_a_resend();
+    cancelling_a_wait();
     osip_set_message_callback(stack, OSIP_NIST_REGISTER_RECEIVED, on_request);
     osip_set_message_callback(stack, OSIP_NIST_REQUEST_RECEIVED_AGAIN, on_again);
     osip_set_message_callback(stack, OSIP_NIST_STATUS_2XX_SENT, on_answer);

@@ -13,6 +13,8 @@
 #include <osip2/osip_dialog.h>
 #include <osipparser2/osip_port.h>
 
+#define UNUSED __attribute__((unused))
+
 /* Exported by libosip2, in no public header. */
 int __osip_add_ict(osip_t *, osip_transaction_t *);
 int __osip_add_ist(osip_t *, osip_transaction_t *);
@@ -103,12 +105,12 @@ static void no_trace(const char *file, int line, osip_trace_level_t level, const
     (void)list;
 }
 
-static void open_stack(void)
+UNUSED static void open_stack(void)
 {
     int i;
 
-    /* Stock complains of each transaction that it walks past. */
-    osip_trace_initialize_func(0, no_trace);
+    /* Stock complains of each transaction that it walks past. The type has no const in older versions. */
+    osip_trace_initialize_func(0, (void *)no_trace);
     say("init %d\n", osip_init(&stack));
     osip_set_cb_send_message(stack, cb_send);
     for (i = 0; i < OSIP_MESSAGE_CALLBACK_COUNT; i++)
@@ -119,14 +121,14 @@ static void open_stack(void)
         osip_set_transport_error_callback(stack, i, cb_error);
 }
 
-static osip_list_t *list_of(int kind)
+UNUSED static osip_list_t *list_of(int kind)
 {
     return kind == ICT ? &stack->osip_ict_transactions : kind == IST ? &stack->osip_ist_transactions
          : kind == NICT ? &stack->osip_nict_transactions : &stack->osip_nist_transactions;
 }
 
 /* The public lists as a program sees them, walked by hand and by osip2's iterator. */
-static void show_lists(void)
+UNUSED static void show_lists(void)
 {
     for (int kind = 0; kind < 4; kind++) {
         osip_list_t *list = list_of(kind);
@@ -146,7 +148,7 @@ static void show_lists(void)
     }
 }
 
-static void show_timeout(void)
+UNUSED static void show_timeout(void)
 {
     struct timeval tv = { -5, -5 };
 
@@ -154,13 +156,13 @@ static void show_timeout(void)
     say("  timeout %ld.%06ld\n", (long)tv.tv_sec, (long)tv.tv_usec);
 }
 
-static void run_execute(void)
+UNUSED static void run_execute(void)
 {
     say("  execute %d %d %d %d\n", osip_ict_execute(stack), osip_ist_execute(stack), osip_nict_execute(stack),
         osip_nist_execute(stack));
 }
 
-static void run_timers(void)
+UNUSED static void run_timers(void)
 {
     osip_timers_ict_execute(stack);
     osip_timers_ist_execute(stack);
@@ -187,7 +189,7 @@ static const char *request(const char *method, const char *branch, const char *c
     return text;
 }
 
-static osip_event_t *parse(const char *from)
+UNUSED static osip_event_t *parse(const char *from)
 {
     osip_event_t *event = osip_parse(from, strlen(from));
 
@@ -196,7 +198,7 @@ static osip_event_t *parse(const char *from)
     return event;
 }
 
-static osip_message_t *message(const char *from)
+UNUSED static osip_message_t *message(const char *from)
 {
     osip_message_t *m;
 
@@ -208,7 +210,7 @@ static osip_message_t *message(const char *from)
     return m;
 }
 
-static osip_message_t *response_to(osip_message_t *req, int status)
+UNUSED static osip_message_t *response_to(osip_message_t *req, int status)
 {
     osip_message_t *m;
     osip_via_t *via, *copy;
@@ -233,7 +235,7 @@ static osip_message_t *response_to(osip_message_t *req, int status)
 }
 
 /* What the network hands in: an event from the text of a response. */
-static osip_event_t *incoming_response(osip_message_t *req, int status)
+UNUSED static osip_event_t *incoming_response(osip_message_t *req, int status)
 {
     osip_message_t *m = response_to(req, status);
     char *out = NULL;
@@ -248,7 +250,7 @@ static osip_event_t *incoming_response(osip_message_t *req, int status)
     return event;
 }
 
-static void drop_event(osip_event_t *event)
+UNUSED static void drop_event(osip_event_t *event)
 {
     if (event) {
         osip_message_free(event->sip);
@@ -257,7 +259,7 @@ static void drop_event(osip_event_t *event)
 }
 
 /* As servers do it: to a transaction that is there, else to a new one. */
-static osip_transaction_t *deliver(osip_event_t *event)
+UNUSED static osip_transaction_t *deliver(osip_event_t *event)
 {
     osip_transaction_t *tr;
 
@@ -285,7 +287,7 @@ static osip_transaction_t *deliver(osip_event_t *event)
     return tr;
 }
 
-static osip_transaction_t *start_client(const char *from, int kind)
+UNUSED static osip_transaction_t *start_client(const char *from, int kind)
 {
     osip_transaction_t *tr = NULL;
     osip_message_t *m = message(from);
@@ -304,7 +306,7 @@ static osip_transaction_t *start_client(const char *from, int kind)
     return tr;
 }
 
-static void answer(osip_transaction_t *tr, int status)
+UNUSED static void answer(osip_transaction_t *tr, int status)
 {
     osip_event_t *event;
 
@@ -315,7 +317,7 @@ static void answer(osip_transaction_t *tr, int status)
     say("  answer %d to %d: %d\n", status, tr->transactionid, osip_transaction_add_event(tr, event));
 }
 
-static inline void step(const char *what, int64_t milliseconds)
+UNUSED static void step(const char *what, int64_t milliseconds)
 {
     say("%s (+%ld ms)\n", what, (long)milliseconds);
     now_us += milliseconds * 1000;

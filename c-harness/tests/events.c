@@ -74,6 +74,22 @@ int main(void)
     CHECK(reaches(&fired, 4));
     CHECK(atomic_load(&ticks) == after && atomic_load(&once) == 1);
 
+    /* A million at once, on the group for what has time; each is cancelled before it fires, and then it is gone. */
+    enum { MANY = 1000000 };
+    uint64_t *many = malloc(MANY * sizeof *many);
+    CHECK(many != NULL);
+    for (int i = 0; i < MANY; i++)
+        OK(partyline_timer_start(engine, PARTYLINE_GROUP_LOG, 3600000u + (unsigned)i, 0, count, &once, &many[i]));
+    char figures[65536];
+    OK(partyline_engine_metrics(engine, figures, sizeof figures, NULL));
+    CHECK(strstr(figures, "\npartyline_timers 1000000\n") != NULL);
+    for (int i = 0; i < MANY; i++)
+        OK(partyline_timer_cancel(engine, many[i]));
+    CHECK_CODE(partyline_timer_cancel(engine, many[0]), PARTYLINE_ENOTFOUND);
+    free(many);
+    OK(partyline_post(engine, PARTYLINE_GROUP_LOG, count, &fired));
+    CHECK(reaches(&fired, 5) && atomic_load(&once) == 1);
+
     /* Bytes to a peer of the program's choice, from the listener's port. */
     int peer = socket(AF_INET, SOCK_DGRAM, 0);
     struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)}, from;

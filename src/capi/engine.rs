@@ -55,8 +55,8 @@ pub unsafe extern "C" fn partyline_engine_set(
     })
 }
 
-/// Takes an address: "udp:127.0.0.1:5060", "tcp:[::1]:5060"; port 0 lets the system choose. `port` receives the port, and
-/// may be NULL. Answers go over the connection that the request came on. Before partyline_engine_start(). PARTYLINE_EADDR: in use (also where another program shares the port
+/// Takes an address: "udp:127.0.0.1:5060", "tcp:[::1]:5060", "tls:127.0.0.1:5061" (the options `tls.certificate` and
+/// `tls.key` first); port 0 lets the system choose. `port` receives the port, and may be NULL. Answers go over the connection that the request came on. Before partyline_engine_start(). PARTYLINE_EADDR: in use (also where another program shares the port
 /// with SO_REUSEPORT), not an address of this host, or no permission.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn partyline_engine_listen(

@@ -14,6 +14,7 @@ mod plugin;
 mod pool;
 pub(crate) mod registrar;
 mod stats;
+mod stream;
 
 use std::ffi::{c_char, c_int};
 

@@ -23,6 +23,8 @@ use crate::sched::Leader;
 pub(super) const LOOK: Duration = Duration::from_millis(2);
 /// Messages that the leader may walk itself; from so many on the wake-up of another costs little beside them.
 const SMALL: usize = 16;
+/// Work that is worth the wake-up of another thread: ten times what that costs.
+const WORTH: Duration = Duration::from_micros(100);
 
 /// What waits behind the calls of one batch.
 #[derive(Default)]
@@ -79,7 +81,7 @@ impl Core {
     /// worth its wake-up, and where much comes in, so are other processors.
     pub(super) fn lend(&self, leader: &mut Leader<'_>, messages: usize) -> bool {
         let expected = self.chain.links().iter().map(|link| link.pace.mean()).sum::<Duration>() * messages as u32;
-        messages <= SMALL && expected < self.config.takeover && leader.lend()
+        messages <= SMALL && expected <= WORTH.min(self.config.takeover) && leader.lend()
     }
 
     /// Walks what is in the backlog through the chain, with others' help if a call blocks.

@@ -16,7 +16,7 @@ use super::core::Core;
 use super::exchange::{Admitted, Exchange, Kept, into_vec};
 use super::plugin::Verdict;
 use crate::ffi::{Code, Error};
-use crate::net::ReplyTo;
+use crate::net::{ReplyTo, Transport};
 use crate::registrar::store::{Kind, NO_Q, StoreError};
 use crate::registrar::{
     Auth, BindingView, Extra, Mode, Options, Outcome, Registrar, Registration, Rejection, Sink, SipReply, Ticket,
@@ -392,7 +392,11 @@ impl Exchange<'_> {
             let host = host.strip_prefix(b"[").and_then(|h| h.strip_suffix(b"]")).unwrap_or(host);
             let host: Option<IpAddr> = std::str::from_utf8(host).ok().and_then(|h| h.parse().ok());
             if host != Some(source.ip()) || contact.uri.port_or_default() != source.port() {
-                let transport: &[u8] = if self.origin.is_stream() { b";transport=tcp" } else { b"" };
+                let transport: &[u8] = match self.origin.transport() {
+                    Transport::Udp => b"",
+                    Transport::Tcp => b";transport=tcp",
+                    Transport::Tls => b";transport=tls",
+                };
                 return address(buffer, b"sip:", source, transport);
             }
         }

@@ -1,11 +1,14 @@
 //! What an engine can be told, by name; the registrar's names follow below.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::bindings::RegistrarOptions;
 use super::settings::{Setting, apply, document, number, show_switch, show_time, switch, time};
-use crate::ffi::Error;
-use crate::net::{FramerLimits, StreamOptions};
+use super::sockets::TRANSPORT;
+use crate::ffi::{Code, Error};
+use crate::net::{FramerLimits, LimitOptions, Rate, StreamOptions, TlsFiles};
+use crate::registrar::store::{Identifier, Schema, TimeForm};
 use crate::registrar::{AuthMode, Mode, WhenBrief, WhenFull};
 use crate::sip::digest::Algorithm;
 
@@ -29,7 +32,11 @@ pub struct Config {
     pub udp_sockets: usize,
     pub udp_receive_buffer: usize,
     pub udp_send_buffer: usize,
+    pub udp_multicast: Vec<IpAddr>,
+    pub udp_multicast_interface: u32,
     pub tcp_backlog: i32,
+    pub tls: TlsFiles,
+    pub rates: Rates,
     /// The limits of connections; the room `net` has their defaults.
     pub streams: StreamOptions,
     pub max_message: usize,
@@ -58,13 +65,44 @@ impl Default for Config {
             udp_sockets: 1,
             udp_receive_buffer: 4 << 20,
             udp_send_buffer: 1 << 20,
+            udp_multicast: Vec::new(),
+            udp_multicast_interface: 0,
             tcp_backlog: 1024,
+            tls: TlsFiles::default(),
+            rates: Rates::default(),
             streams: StreamOptions::default(),
             max_message: 65_000,
             retry_after: 5,
             server: String::new(),
             log: "info".into(),
             log_file: String::new(),
+        }
+    }
+}
+
+/// Messages a second; 0: no limit.
+#[derive(Debug, Clone, Default)]
+pub struct Rates {
+    pub source: u32,
+    /// 0: as many as in a second.
+    pub source_burst: u32,
+    pub all: u32,
+    pub all_burst: u32,
+}
+
+impl Rates {
+    pub fn is_limited(&self) -> bool {
+        self.source > 0 || self.all > 0
+    }
+
+    pub fn options(&self) -> LimitOptions {
+        let rate = |per_second: u32, burst: u32| {
+            (per_second > 0).then(|| Rate { per_second, burst: if burst > 0 { burst } else { per_second } })
+        };
+        LimitOptions {
+            per_source: rate(self.source, self.source_burst),
+            all: rate(self.all, self.all_burst),
+            ..LimitOptions::default()
         }
     }
 }
@@ -78,8 +116,8 @@ impl Config {
 }
 
 const MILLI: Duration = Duration::from_millis(1);
-const DAY: Duration = Duration::from_secs(86_400);
-const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
 pub const ENGINE: &[Setting<Config>] = &[
     Setting {
@@ -162,84 +200,6 @@ pub const ENGINE: &[Setting<Config>] = &[
         help: "A plugin call that takes longer is named in the log and counted.",
         set: |c, v| time(v, Duration::from_millis(10), HOUR).map(|t| c.watchdog = t),
         show: |c| show_time(c.watchdog),
-    },
-    Setting {
-        name: "udp.sockets",
-        help: "Sockets per UDP address (SO_REUSEPORT); more than 1 pays where one core does nothing but read.",
-        set: |c, v| number(v, 1, 64).map(|n| c.udp_sockets = n),
-        show: |c| c.udp_sockets.to_string(),
-    },
-    Setting {
-        name: "udp.receive_buffer",
-        help: "SO_RCVBUF in bytes; 0 leaves the system's default. The system may give less (net.core.rmem_max).",
-        set: |c, v| number(v, 0, 1 << 30).map(|n| c.udp_receive_buffer = n),
-        show: |c| c.udp_receive_buffer.to_string(),
-    },
-    Setting {
-        name: "udp.send_buffer",
-        help: "SO_SNDBUF in bytes; 0 leaves the system's default.",
-        set: |c, v| number(v, 0, 1 << 30).map(|n| c.udp_send_buffer = n),
-        show: |c| c.udp_send_buffer.to_string(),
-    },
-    Setting {
-        name: "tcp.backlog",
-        help: "Connections that may wait to be accepted; the system may hold it lower (net.core.somaxconn).",
-        set: |c, v| number(v, 1, 65_535).map(|n| c.tcp_backlog = n),
-        show: |c| c.tcp_backlog.to_string(),
-    },
-    Setting {
-        name: "tcp.connections",
-        help: "TCP connections in all, accepted and opened; one more is closed at once. 0: no limit but the descriptors.",
-        set: |c, v| number(v, 0, 100_000_000).map(|n| c.streams.connections = n),
-        show: |c| c.streams.connections.to_string(),
-    },
-    Setting {
-        name: "tcp.per_source",
-        help: "TCP connections from one address; 0: no limit, for whole offices sit behind one.",
-        set: |c, v| number(v, 0, 100_000_000).map(|n| c.streams.per_source = n),
-        show: |c| c.streams.per_source.to_string(),
-    },
-    Setting {
-        name: "tcp.outbound",
-        help: "Bytes that may wait for one peer to read them; from half of it on nothing more is read from that peer, past it the connection is closed.",
-        set: |c, v| number(v, 4_096, 1 << 30).map(|n| c.streams.outbound = n),
-        show: |c| c.streams.outbound.to_string(),
-    },
-    Setting {
-        name: "tcp.connect_limit",
-        help: "How long opening a connection may take.",
-        set: |c, v| time(v, Duration::from_millis(100), DAY).map(|t| c.streams.connect_limit = t),
-        show: |c| show_time(c.streams.connect_limit),
-    },
-    Setting {
-        name: "tcp.first_bytes",
-        help: "How long an accepted connection may say nothing.",
-        set: |c, v| time(v, Duration::from_millis(100), DAY).map(|t| c.streams.first_bytes = t),
-        show: |c| show_time(c.streams.first_bytes),
-    },
-    Setting {
-        name: "tcp.message_limit",
-        help: "How long a message may take from its first byte to its last.",
-        set: |c, v| time(v, Duration::from_millis(100), DAY).map(|t| c.streams.message_limit = t),
-        show: |c| show_time(c.streams.message_limit),
-    },
-    Setting {
-        name: "tcp.idle",
-        help: "How long nothing at all may come over a connection; longer than the usual registration.",
-        set: |c, v| time(v, Duration::from_millis(100), DAY).map(|t| c.streams.idle = t),
-        show: |c| show_time(c.streams.idle),
-    },
-    Setting {
-        name: "tcp.write_limit",
-        help: "How long a peer may read nothing while something waits for it.",
-        set: |c, v| time(v, Duration::from_millis(100), DAY).map(|t| c.streams.write_limit = t),
-        show: |c| show_time(c.streams.write_limit),
-    },
-    Setting {
-        name: "tcp.linger",
-        help: "How long answers that are still owed may take when the peer has closed its side.",
-        set: |c, v| time(v, Duration::from_millis(100), HOUR).map(|t| c.streams.linger = t),
-        show: |c| show_time(c.streams.linger),
     },
     Setting {
         name: "max_message",
@@ -457,6 +417,100 @@ pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
         show: |c| show_switch(c.0.preload),
     },
     Setting {
+        name: "shared",
+        help: "Other servers write the same table (MySQL): removed bindings stay for a minute as rows whose time is over, newer rows of others are kept, and their changes are asked for. Each server needs its own `server_id`.",
+        set: |c, v| switch(v).map(|on| c.0.store.shared = on),
+        show: |c| show_switch(c.0.store.shared),
+    },
+    Setting {
+        name: "server_id",
+        help: "Written into each row's server_id; with `shared` from 1 on, and no two servers the same.",
+        set: |c, v| number(v, 0, i32::MAX as u32).map(|n| c.0.store.server_id = n),
+        show: |c| c.0.store.server_id.to_string(),
+    },
+    Setting {
+        name: "poll_interval",
+        help: "With `shared`: how often the other servers' changes are asked for.",
+        set: |c, v| time(v, Duration::from_millis(10), HOUR).map(|t| c.0.poll_interval = t),
+        show: |c| show_time(c.0.poll_interval),
+    },
+    Setting {
+        name: "schema",
+        help: "own (created when missing), or kamailio: the tables of Kamailio 5.6 to 5.8 as they stand (MySQL).",
+        set: |c, v| match v {
+            "own" => {
+                c.0.store.layout.schema = Schema::Own;
+                Ok(())
+            }
+            "kamailio" => {
+                c.0.store.layout.schema = Schema::Kamailio;
+                Ok(())
+            }
+            _ => Err("give own or kamailio".into()),
+        },
+        show: |c| {
+            match c.0.store.layout.schema {
+                Schema::Own => "own",
+                Schema::Kamailio => "kamailio",
+            }
+            .into()
+        },
+    },
+    Setting {
+        name: "columns",
+        help: "With schema kamailio: columns that have other names, as `location.contact=uri,subscriber.ha1=secret`.",
+        set: |c, v| c.0.store.layout.set_columns(v).map_err(|e| e.to_string()),
+        show: |c| c.0.store.layout.columns(),
+    },
+    Setting {
+        name: "time_form",
+        help: "How expires and last_modified are held: schema (own epoch, kamailio datetime), epoch, datetime.",
+        set: |c, v| match v {
+            "schema" => {
+                c.0.store.layout.time = None;
+                Ok(())
+            }
+            "epoch" => {
+                c.0.store.layout.time = Some(TimeForm::Epoch);
+                Ok(())
+            }
+            "datetime" => {
+                c.0.store.layout.time = Some(TimeForm::DateTime);
+                Ok(())
+            }
+            _ => Err("give schema, epoch or datetime".into()),
+        },
+        show: |c| {
+            match c.0.store.layout.time {
+                None => "schema",
+                Some(TimeForm::Epoch) => "epoch",
+                Some(TimeForm::DateTime) => "datetime",
+            }
+            .into()
+        },
+    },
+    Setting {
+        name: "time_zone",
+        help: "The time zone of DATETIME columns, as the database names it: SYSTEM, +01:00, Europe/Berlin. Kamailio writes its machine's local time.",
+        set: |c, v| {
+            v.clone_into(&mut c.0.store.layout.time_zone);
+            Ok(())
+        },
+        show: |c| c.0.store.layout.time_zone.clone(),
+    },
+    Setting {
+        name: "table.location",
+        help: "The name of the table of bindings.",
+        set: |c, v| Identifier::new(v).map(|n| c.0.store.tables.location = n).map_err(|e| e.to_string()),
+        show: |c| c.0.store.tables.location.as_str().into(),
+    },
+    Setting {
+        name: "table.subscriber",
+        help: "The name of the table of users.",
+        set: |c, v| Identifier::new(v).map(|n| c.0.store.tables.subscriber = n).map_err(|e| e.to_string()),
+        show: |c| c.0.store.tables.subscriber.as_str().into(),
+    },
+    Setting {
         name: "known_empty",
         help: "Without `preload`: addresses-of-record that are remembered to have no bindings.",
         set: |c, v| number(v, 0, 100000000).map(|n| c.0.known_empty = n),
@@ -557,6 +611,18 @@ pub const REGISTRAR: &[Setting<RegistrarOptions>] = &[
     },
 ];
 
+/// Sets an engine's option by name.
+pub fn set_engine_option(config: &mut Config, name: &str, value: &str) -> Result<(), Error> {
+    match [ENGINE, TRANSPORT].into_iter().find(|table| table.iter().any(|s| s.name == name)) {
+        Some(table) => apply(table, config, name, value),
+        None => {
+            let names: Vec<&str> = ENGINE.iter().chain(TRANSPORT).map(|s| s.name).collect();
+            let (name, names) = (name.escape_default(), names.join(", "));
+            Err(Error::new(Code::Config, format!("there is no option \"{name}\"; the options are {names}")))
+        }
+    }
+}
+
 /// Sets a registrar's option by name.
 pub fn set_registrar_option(options: &mut RegistrarOptions, name: &str, value: &str) -> Result<(), Error> {
     apply(REGISTRAR, options, name, value)
@@ -566,8 +632,9 @@ pub fn set_registrar_option(options: &mut RegistrarOptions, name: &str, value: &
 pub fn options_document() -> String {
     format!(
         "# Options\n\nSet by name before the start. A value that cannot be used is refused with a sentence that says what \
-         can be.\n\n## Engine: `partyline_engine_set`\n\n{}\n## Registrar: `partyline_registrar_set`\n\n{}",
+         can be.\n\n## Engine: `partyline_engine_set`\n\n{}\n### Sockets and connections\n\n{}\n## Registrar: `partyline_registrar_set`\n\n{}",
         document(ENGINE),
+        document(TRANSPORT),
         document(REGISTRAR)
     )
 }
@@ -592,6 +659,7 @@ mod tests {
             }
         }
         check(ENGINE);
+        check(TRANSPORT);
         check(REGISTRAR);
     }
 

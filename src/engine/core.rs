@@ -17,7 +17,10 @@ use super::exchange::{Exchange, Kept, Origin, Out, Ticket};
 use super::plugin::{Chain, Link, Pace, Pass, Plugin, Policy};
 use super::{Figures, PluginFigures};
 use crate::ffi::Error;
-use crate::net::{Reactor, Ready, RecvBatch, SendBatch, SendFailed, StreamReader, Streams, TcpAcceptor, UdpListener};
+use crate::net::{
+    Limiter, Reactor, Ready, RecvBatch, SendBatch, SendFailed, StreamReader, Streams, TcpAcceptor, Transport,
+    UdpListener,
+};
 use crate::observe::{Counter, Histogram, Text};
 use crate::sched::{
     Bounds, Leader, Next, Overload, Policy as StrandPolicy, Pool, StrandSet, Task, Watchdog, Watermarks,
@@ -63,6 +66,7 @@ pub(super) struct Core {
     /// The leader waits, or is about to, without a look at the connections' limits of time.
     pub timeless: AtomicBool,
     pub born: Instant,
+    pub limiter: Option<Limiter>,
     /// A plugin call that takes longer may be one that blocks.
     pub slow: Duration,
 }
@@ -74,9 +78,10 @@ pub(super) struct Sockets {
     pub streams: Arc<Streams>,
 }
 
-/// Why [`Core::send_tcp`] has failed.
+/// Why [`Core::send_stream`] has failed.
 pub(super) enum NotSent {
     Unconnected(std::io::Error),
+    NoTls,
     Failed(SendFailed),
 }
 
@@ -94,6 +99,8 @@ impl Core {
             for plugin in plugins {
                 chain.insert(link(plugin, &config, &dog, me));
             }
+            let born = Instant::now();
+            let limiter = config.rates.is_limited().then(|| Limiter::new(&config.rates.options(), born));
             let limit = config.queue_limit;
             let high = config.overload_high.min(limit);
             let marks = Watermarks { low: config.overload_low.min(high), high, limit };
@@ -122,7 +129,8 @@ impl Core {
                 rescues: Counter::new(),
                 open: AtomicBool::new(true),
                 timeless: AtomicBool::new(false),
-                born: Instant::now(),
+                born,
+                limiter,
             }
         })
     }
@@ -170,8 +178,11 @@ impl Core {
     }
 
     /// Sends over an open connection to `peer`, or over a new one.
-    pub fn send_tcp(&self, peer: SocketAddr, bytes: &[u8]) -> Result<(), NotSent> {
-        let conn = self.streams.connect(peer, None).map_err(NotSent::Unconnected)?;
+    pub fn send_stream(&self, transport: Transport, peer: SocketAddr, bytes: &[u8]) -> Result<(), NotSent> {
+        let conn = match transport {
+            Transport::Tls => self.streams.find_over(transport, peer, None).ok_or(NotSent::NoTls)?,
+            _ => self.streams.connect(peer, None).map_err(NotSent::Unconnected)?,
+        };
         let sent = conn.send(bytes);
         self.look_at_streams();
         sent.map_err(NotSent::Failed)

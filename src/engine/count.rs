@@ -17,16 +17,22 @@ pub enum Dropped {
     Ack,
     /// An ACK or a response for which a bound left no room.
     Overload,
+    /// More from one source than `rate.source` allows.
+    RateOfSource,
+    /// More from all together than `rate.all` allows.
+    RateOfAll,
 }
 
 impl Dropped {
-    const ALL: [(Dropped, &str); 6] = [
+    const ALL: [(Dropped, &str); 8] = [
         (Dropped::KeepAlive, "keepalive"),
         (Dropped::TooLong, "too_long"),
         (Dropped::Unanswerable, "unanswerable"),
         (Dropped::Response, "response"),
         (Dropped::Ack, "ack"),
         (Dropped::Overload, "overload"),
+        (Dropped::RateOfSource, "rate_of_source"),
+        (Dropped::RateOfAll, "rate_of_all"),
     ];
 }
 
@@ -67,7 +73,7 @@ impl Count {
         out.gauge("partyline_waiting", "Messages and answers that wait for the database.", &[], waiting);
         for (why, reason) in Dropped::ALL {
             let n = self.dropped[why as usize].get();
-            out.counter("partyline_dropped_total", "Datagrams dropped unanswered.", &[("reason", reason)], n);
+            out.counter("partyline_dropped_total", "Messages dropped unanswered.", &[("reason", reason)], n);
         }
     }
 }

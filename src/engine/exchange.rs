@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use crate::ffi::{Code, Error};
-use crate::net::{Conn, Ends, ReplyTo, SendBatch, UdpListener, UdpRoute};
+use crate::net::{Conn, Ends, ReplyTo, SendBatch, Transport, UdpListener, UdpRoute};
 use crate::sched::{Class, Lane, Leader};
 use crate::sip::{HeaderName, Message, Method, Response, Uri};
 
@@ -34,6 +34,7 @@ pub(super) enum Origin<'a> {
 #[derive(Clone)]
 pub(super) struct Back {
     to: ReplyTo,
+    transport: Transport,
     source: SocketAddr,
     local: SocketAddr,
 }
@@ -55,8 +56,16 @@ impl Origin<'_> {
     pub(super) fn socket(&self) -> (&'static [u8], SocketAddr) {
         match self {
             Origin::Udp(listener, route) => (b"udp:", local_of(listener, route)),
-            Origin::Stream(_, ends) => (b"tcp:", ends.local),
-            Origin::Kept(back) => (if self.is_stream() { b"tcp:" } else { b"udp:" }, back.local),
+            Origin::Stream(_, ends) => (prefix(ends.transport), ends.local),
+            Origin::Kept(back) => (prefix(back.transport), back.local),
+        }
+    }
+
+    pub(super) fn transport(&self) -> Transport {
+        match self {
+            Origin::Udp(..) => Transport::Udp,
+            Origin::Stream(_, ends) => ends.transport,
+            Origin::Kept(back) => back.transport,
         }
     }
 
@@ -64,11 +73,14 @@ impl Origin<'_> {
         match *self {
             Origin::Udp(listener, route) => Back {
                 to: ReplyTo::Udp { listener: Arc::clone(listener), route },
+                transport: Transport::Udp,
                 source: route.peer,
                 local: local_of(listener, &route),
             },
             Origin::Stream(conn, ends) => {
-                Back { to: conn.reply_to(reopen(message, ends.peer)), source: ends.peer, local: ends.local }
+                // A TLS connection that is gone has to be opened again by its peer.
+                let again = if ends.transport == Transport::Tcp { reopen(message, ends.peer) } else { None };
+                Back { to: conn.reply_to(again), transport: ends.transport, source: ends.peer, local: ends.local }
             }
             Origin::Kept(back) => back.clone(),
         }
@@ -102,6 +114,15 @@ impl Origin<'_> {
             }
             Origin::Kept(back) => out.push(&back.to, render),
         }
+    }
+}
+
+/// The transport as the table of bindings has it.
+fn prefix(transport: Transport) -> &'static [u8] {
+    match transport {
+        Transport::Udp => b"udp:",
+        Transport::Tcp => b"tcp:",
+        Transport::Tls => b"tls:",
     }
 }
 

@@ -4,6 +4,7 @@
 //! A connection belongs to the thread that reads it until its messages are answered or have their places on strands, so
 //! that the order within it is kept; a plugin is never called before it has been let go of.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,7 +13,9 @@ use super::backlog::LOOK;
 use super::core::{Core, Desk};
 use super::count::Dropped;
 use super::exchange::{Exchange, Origin, Out};
-use crate::net::{BATCH, Datagram, Ends, Event, FrameError, SendBatch, StreamMessage, StreamReady, UdpListener};
+use crate::net::{
+    BATCH, Datagram, Ends, Event, Exceeded, FrameError, SendBatch, StreamMessage, StreamReady, UdpListener,
+};
 use crate::sched::{Leader, Source, Verdict};
 use crate::sip::{Message, ParseError};
 
@@ -99,6 +102,9 @@ impl Core {
         if datagram.truncated || datagram.data.len() > self.config.max_message {
             return self.count.drop(Dropped::TooLong);
         }
+        if !self.admits(datagram.peer.ip()) {
+            return;
+        }
         self.read_in(me, datagram.data, Origin::Udp(listener, datagram.route()), out, handle);
     }
 
@@ -111,6 +117,9 @@ impl Core {
         handle: impl FnOnce(&mut Exchange<'_>),
     ) {
         let origin = Origin::Stream(message.conn, ends);
+        if !self.admits(ends.peer.ip()) {
+            return message.conn.forgive();
+        }
         match message.error {
             None => self.read_in(me, message.data, origin, out, handle),
             Some(error) => {
@@ -124,6 +133,22 @@ impl Core {
                     // The connection closes behind its answer; there is none.
                     message.conn.disconnect();
                 }
+            }
+        }
+    }
+
+    /// Whether the rate limits let a message of this source in; counts it if not.
+    fn admits(&self, source: IpAddr) -> bool {
+        let Some(limiter) = &self.limiter else { return true };
+        match limiter.admit(source, Instant::now()) {
+            Ok(()) => true,
+            Err(Exceeded::Source) => {
+                self.count.drop(Dropped::RateOfSource);
+                false
+            }
+            Err(Exceeded::All) => {
+                self.count.drop(Dropped::RateOfAll);
+                false
             }
         }
     }
@@ -226,6 +251,21 @@ impl Source for Core {
                     if self.open.load(Ordering::Relaxed) {
                         self.streams.accept(&acceptor);
                     }
+                }
+                Event::Stream(ready) if ready.may_block() => {
+                    // With leadership lent or given away, and with nothing behind it: what is left of the batch goes to
+                    // the next leader, this connection too if messages of others are lined up already.
+                    if desk.lined > 0 {
+                        drop(ready);
+                        break;
+                    }
+                    desk.ready.give_back();
+                    if !leader.lend() && !leader.promote() {
+                        leader.abdicate();
+                    }
+                    self.serve_stream(&me, &mut desk, ready);
+                    leader.reclaim();
+                    break;
                 }
                 Event::Stream(ready) => {
                     taken += self.serve_stream(&me, &mut desk, ready);

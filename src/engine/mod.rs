@@ -10,7 +10,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `config`, `settings` | options by name |
+//! | `config`, `sockets`, `settings` | options by name |
 //! | `plugin` | plugins and their chain |
 //! | `reload` | exchanging a plugin's code |
 //! | `exchange` | a message in hand, kept, or deferred |
@@ -20,6 +20,7 @@
 //! | `walk` | a message's way through the chain |
 //! | `bindings` | the registrar's side: held answers, commits, look-ups |
 //! | `count` | figures |
+//! | `listen` | addresses, certificates, watchers, sending |
 #![deny(unsafe_code)]
 
 mod backlog;
@@ -29,23 +30,21 @@ mod core;
 mod count;
 mod exchange;
 mod intake;
+mod listen;
 mod plugin;
 mod reload;
 mod settings;
+mod sockets;
 mod walk;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use self::core::{Core, NotSent, Sockets};
+use self::core::{Core, Sockets};
 use crate::ffi::{Code, Error, fork::Birth};
-use crate::net::{
-    BindError, Reactor, ReplyTo, SendFailed, Streams, TcpAcceptor, TcpOptions, Transport, UdpListener, UdpOptions,
-    UdpRoute,
-};
+use crate::net::{Reactor, StreamOptions, Streams, TcpAcceptor, TlsServer, UdpListener};
 use crate::observe::{Text, log};
 use crate::sched::{
     Cancel, Clockwork, GroupId, Groups, Options as PoolOptions, Patrol, Pool, Source, Task, TimerCall, TimerId, Why,
@@ -55,6 +54,7 @@ pub use bindings::{Bindings, Found, Held, RegistrarOptions, flush, lookup, open_
 pub use config::{Config, options_document, set_registrar_option};
 
 pub use exchange::{Exchange, Ticket, UriOf, UriParts};
+pub use listen::{Watchers, not_sent};
 pub use plugin::{Handler, Methods, Phase, Plugin, Policy, Switch, Verdict};
 
 /// A closure for a thread group.
@@ -83,6 +83,8 @@ pub struct Engine {
     birth: Birth,
     stage: Mutex<Stage>,
     stopped: Condvar,
+    /// The certificates of its TLS addresses.
+    tls: Mutex<Option<Arc<TlsServer>>>,
 }
 
 enum Stage {
@@ -97,6 +99,7 @@ struct Setup {
     config: Config,
     udp: Vec<UdpListener>,
     tcp: Vec<TcpAcceptor>,
+    watchers: Watchers,
     plugins: Vec<Plugin>,
     registrar: Option<Arc<Bindings>>,
 }
@@ -156,6 +159,7 @@ impl Engine {
             birth: Birth::here(),
             stage: Mutex::new(Stage::Setup(Box::default())),
             stopped: Condvar::new(),
+            tls: Mutex::new(None),
         })
     }
 
@@ -190,33 +194,7 @@ impl Engine {
     }
 
     pub fn set(&self, name: &str, value: &str) -> Result<(), Error> {
-        self.setup(|setup| settings::apply(config::ENGINE, &mut setup.config, name, value))
-    }
-
-    /// Takes an address of the form "udp:127.0.0.1:5060" or "tcp:127.0.0.1:5060".
-    pub fn listen(&self, address: &str) -> Result<SocketAddr, Error> {
-        let (transport, address) = parse_address(address)?;
-        self.setup(|setup| match transport {
-            Transport::Udp => {
-                let options = UdpOptions {
-                    recv_buffer: setup.config.udp_receive_buffer,
-                    send_buffer: setup.config.udp_send_buffer,
-                    sockets: setup.config.udp_sockets,
-                    ..UdpOptions::default()
-                };
-                let bound = UdpListener::bind(address, &options).map_err(bind_error)?;
-                let local = bound[0].local_addr();
-                setup.udp.extend(bound);
-                Ok(local)
-            }
-            Transport::Tcp => {
-                let options = TcpOptions { backlog: setup.config.tcp_backlog, ..TcpOptions::default() };
-                let bound = TcpAcceptor::bind(address, &options).map_err(bind_error)?;
-                let local = bound.local_addr();
-                setup.tcp.push(bound);
-                Ok(local)
-            }
-        })
+        self.setup(|setup| config::set_engine_option(&mut setup.config, name, value))
     }
 
     pub fn attach(&self, registrar: Arc<Bindings>) -> Result<(), Error> {
@@ -361,59 +339,6 @@ impl Engine {
         }
     }
 
-    /// Sends bytes from the first listener, or over a connection.
-    pub fn send(&self, address: &str, bytes: &[u8]) -> Result<(), Error> {
-        match parse_address(address)? {
-            (Transport::Udp, peer) => self.send_udp(peer, bytes),
-            (Transport::Tcp, peer) => self.send_tcp(peer, bytes),
-        }
-    }
-
-    fn send_udp(&self, peer: SocketAddr, bytes: &[u8]) -> Result<(), Error> {
-        self.send_datagram(peer, bytes)
-    }
-
-    /// The listener that datagrams to `peer` leave from.
-    pub fn datagram_listener(&self, peer: SocketAddr) -> Result<Arc<UdpListener>, Error> {
-        let running = self.running()?;
-        let family = running.core.listeners.iter().find(|l| l.local_addr().is_ipv4() == peer.is_ipv4());
-        family
-            .cloned()
-            .ok_or_else(|| Error::new(Code::NotFound, format!("no listener has the address family of {peer}")))
-    }
-
-    /// Sends one datagram.
-    pub fn send_datagram(&self, peer: SocketAddr, bytes: &[u8]) -> Result<(), Error> {
-        if bytes.is_empty() || bytes.len() > 65_507 {
-            return Err(Error::invalid(format!("{} bytes do not make a datagram", bytes.len())));
-        }
-        let listener = self.datagram_listener(peer)?;
-        let to = ReplyTo::Udp { listener, route: UdpRoute { peer, local: None } };
-        let sent = self.running()?.core.with_batch(|out| {
-            out.push(&to, |arena| arena.extend_from_slice(bytes));
-            out.flush()
-        });
-        if sent.dropped > 0 {
-            return Err(Error::new(Code::Io, format!("the datagram to {peer} could not be sent")));
-        }
-        Ok(())
-    }
-
-    fn send_tcp(&self, peer: SocketAddr, bytes: &[u8]) -> Result<(), Error> {
-        let running = self.running()?;
-        let most = running.core.config.streams.outbound;
-        if bytes.is_empty() || bytes.len() > most {
-            return Err(Error::invalid(format!("{} bytes: 1 to {most} can be sent (tcp.outbound)", bytes.len())));
-        }
-        running.core.send_tcp(peer, bytes).map_err(|why| match why {
-            NotSent::Unconnected(e) => Error::new(Code::Io, format!("no connection to {peer}: {e}")),
-            NotSent::Failed(SendFailed::Full) => {
-                Error::new(Code::Full, format!("{peer} reads too slowly, its connection is being closed"))
-            }
-            NotSent::Failed(SendFailed::Closed) => Error::new(Code::Io, format!("the connection to {peer} has closed")),
-        })
-    }
-
     /// Exchanges the code of a plugin; how many calls still run in the old code after `limit`.
     pub fn reload(&self, name: &str, path: Option<&str>, limit: Duration) -> Result<usize, Error> {
         let running = self.running()?;
@@ -460,12 +385,17 @@ impl Engine {
 
 impl Running {
     fn start(setup: Setup) -> Result<Running, Error> {
-        let Setup { config, udp, tcp, plugins, registrar } = setup;
+        let Setup { config, udp, tcp, watchers, plugins, registrar } = setup;
         let io_error = |what: &str, e: std::io::Error| Error::new(Code::Io, format!("{what}: {e}"));
         start_log(&config)?;
         let reactor = Reactor::new().map_err(|e| io_error("no event queue", e))?;
         let no_wait = |e| io_error("a listener cannot be waited for", e);
-        let streams = Streams::new(&reactor, config.stream_options(), None).map_err(no_wait)?;
+        let streams = Streams::new(
+            &reactor,
+            StreamOptions { framer: watchers.framer, ..config.stream_options() },
+            watchers.events,
+        )
+        .map_err(no_wait)?;
         let udp: Result<Vec<_>, _> = udp.into_iter().map(|listener| reactor.add_udp(listener)).collect();
         let tcp: Result<Vec<_>, _> = tcp.into_iter().map(|acceptor| reactor.add_tcp(acceptor)).collect();
         let sockets = Sockets { udp: udp.map_err(no_wait)?, tcp: tcp.map_err(no_wait)?, streams };
@@ -520,8 +450,13 @@ impl Running {
     fn stop(&self, drain: Duration) -> usize {
         let deadline = Instant::now() + drain;
         self.core.close();
-        while self.core.in_hand() > 0 && Instant::now() < deadline {
+        // Answers that a peer has not read yet are in hand too.
+        while (self.core.in_hand() > 0 || self.core.streams.unsent() > 0) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
+        }
+        let unsent = self.core.streams.unsent();
+        if unsent > 0 {
+            tracing::warn!(connections = unsent, "stopped with answers that their peers have not read");
         }
         let in_hand = self.core.in_hand();
         let left = self.groups.stop(deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100)));
@@ -559,26 +494,4 @@ fn start_log(config: &Config) -> Result<(), Error> {
     let level = config.log.parse().unwrap_or(tracing::level_filters::LevelFilter::INFO);
     let options = log::Options { level, target, ..log::Options::default() };
     log::start(options).map(|_| ()).map_err(|e| Error::new(Code::Config, format!("log_file {}: {e}", config.log_file)))
-}
-
-/// "udp:127.0.0.1:5060", "tcp:[::1]:5060".
-fn parse_address(text: &str) -> Result<(Transport, SocketAddr), Error> {
-    let split = text.split_once(':').and_then(|(name, rest)| {
-        let transport = match name {
-            "udp" => Transport::Udp,
-            "tcp" => Transport::Tcp,
-            _ => return None,
-        };
-        Some((transport, rest.parse().ok()?))
-    });
-    split.ok_or_else(|| {
-        Error::new(
-            Code::Config,
-            format!("\"{}\" is not an address such as udp:127.0.0.1:5060 or tcp:[::1]:5060", text.escape_default()),
-        )
-    })
-}
-
-fn bind_error(error: BindError) -> Error {
-    Error::new(Code::Address, error.to_string())
 }

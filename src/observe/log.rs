@@ -106,7 +106,7 @@ static EARLY_SEEN: Mutex<([usize; EARLY], usize)> = Mutex::new(([0; EARLY], 0));
 
 /// Makes us the receiver of events; starts no thread. `PARTYLINE_LOG` goes before `level`.
 pub fn install(level: LevelFilter) -> Receiver {
-    let wish = std::env::var("PARTYLINE_LOG").ok();
+    let wish = super::env::var("PARTYLINE_LOG");
     let known = wish.as_deref().map(parse_level);
     LEVEL.store(rank(known.flatten().unwrap_or(level)), Ordering::Relaxed);
     if !OURS.load(Ordering::Acquire) {

@@ -3,6 +3,7 @@
 //! Nothing here blocks the caller: counters are relaxed atomics, the log is a bounded ring that a thread of its own
 //! writes out, and what does not fit into the ring is dropped and counted.
 
+pub mod env;
 mod histogram;
 pub mod log;
 mod metrics;

@@ -6,14 +6,14 @@
 //! | timers, state, a fifo that was exchanged | N / 64 timers calls |
 //! | the Via, the Call-ID, the transaction's id | 16 times that: they lie behind five pointers, which likely are in no cache |
 //!
-//! A transaction that comes or goes meanwhile moves another one in the order, which may then be passed over until the next
-//! round.
+//! Where a call comes to the end of the list it looks at what is left of it only.
 
+use core::ptr::null_mut;
 use core::sync::atomic::Ordering;
 
 use super::glue;
 use super::lane::{Lane, State};
-use super::side::{IDS, KEYS, RUNNING, Side};
+use super::side::{IDS, KEYS, MEMBER, RUNNING, Side};
 
 const AT_ONCE: usize = 64;
 /// Of the transactions looked at, one in so many has its key read.
@@ -24,7 +24,7 @@ const AHEAD: usize = 8;
 /// How far the round has come.
 #[derive(Default)]
 pub struct Audit {
-    at: usize,
+    at: u32,
     round: usize,
 }
 
@@ -37,45 +37,48 @@ impl Lane {
     /// # Safety
     /// Both mutexes are held.
     pub unsafe fn audit(&self, state: &mut State) {
-        let count = state.members.len();
-        if self.is_short(state) {
-            for place in 0..count {
-                // SAFETY: listed transactions are live.
-                unsafe {
-                    self.look(state, state.members[place]);
-                    self.rekey(state, state.members[place]);
-                }
-            }
-            return;
+        let (mut turn, mut count) = ([null_mut::<Side>(); AT_ONCE], 0);
+        let short = self.is_short(state);
+        let from = if short { state.members.start() } else { state.audit.at };
+        for (slot, ((), side)) in turn.iter_mut().zip(state.members.from(from)) {
+            *slot = side;
+            count += 1;
         }
-        let from = if state.audit.at < count { state.audit.at } else { 0 };
-        let place = |step: usize| if from + step < count { from + step } else { from + step - count };
-        for step in 0..AT_ONCE + 3 * AHEAD {
-            // SAFETY: as above; the side of a member is read one step after it was fetched.
-            unsafe {
-                if step < AT_ONCE {
-                    glue::partyline_glue_fetch_side(state.members[place(step)].cast());
+        let turn = &turn[..count];
+        // SAFETY: listed transactions are live; the side of a member is read one step after it was fetched.
+        unsafe {
+            if short {
+                for side in turn {
+                    self.look(state, *side);
+                    self.rekey(state, *side);
                 }
-                if (AHEAD..AT_ONCE + AHEAD).contains(&step) {
-                    glue::partyline_glue_fetch((*state.members[place(step - AHEAD)]).tr);
+                return;
+            }
+            for step in 0..count + 3 * AHEAD {
+                let at = |ago: usize| step.checked_sub(ago).and_then(|n| turn.get(n)).copied();
+                if let Some(side) = at(0) {
+                    glue::partyline_glue_fetch_side(side.cast());
                 }
-                if (2 * AHEAD..AT_ONCE + 2 * AHEAD).contains(&step) {
-                    glue::partyline_glue_fetch_context((*state.members[place(step - 2 * AHEAD)]).tr);
+                if let Some(side) = at(AHEAD) {
+                    glue::partyline_glue_fetch((*side).tr);
                 }
-                if step >= 3 * AHEAD {
-                    let place = place(step - 3 * AHEAD);
-                    let side = state.members[place];
+                if let Some(side) = at(2 * AHEAD) {
+                    glue::partyline_glue_fetch_context((*side).tr);
+                }
+                if let Some(side) = at(3 * AHEAD) {
                     self.look(state, side);
-                    if place % KEYS_OF == state.audit.round % KEYS_OF {
+                    if (*side).at[MEMBER] as usize % KEYS_OF == state.audit.round % KEYS_OF {
                         self.rekey(state, side);
                     }
                 }
             }
+            // Past the last one it begins with the first again.
+            let last = turn[count - 1];
+            state.audit.at = (*last).at[MEMBER].wrapping_add(1);
+            if state.members.last().is_some_and(|(_, side)| side == last) {
+                state.audit.round += 1;
+            }
         }
-        if from + AT_ONCE >= count {
-            state.audit.round += 1;
-        }
-        state.audit.at = place(AT_ONCE);
     }
 
     unsafe fn look(&self, state: &mut State, side: *mut Side) {

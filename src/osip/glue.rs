@@ -89,6 +89,7 @@ unsafe extern "C" {
     pub static partyline_glue_idle_to: usize;
     static partyline_glue_bad_parameter: c_int;
     static partyline_glue_no_memory: c_int;
+    pub static partyline_glue_due_on_time: c_int;
 
     pub fn partyline_alloc(size: usize) -> *mut c_void;
     pub fn partyline_release(block: *mut c_void);

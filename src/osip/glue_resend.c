@@ -85,6 +85,13 @@ HIDDEN const char *partyline_glue_message_call(osip_message_t *message)
     return message && message->call_id ? message->call_id->number : NULL;
 }
 
+/* Whether one is due at its time, or only after that. */
+#ifdef DEFAULT_T1_TCP_PROGRESS /* since 5.0 */
+HIDDEN const int partyline_glue_due_on_time = 1;
+#else
+HIDDEN const int partyline_glue_due_on_time = 0;
+#endif
+
 /* osip2's own decision. */
 HIDDEN int partyline_glue_ixt_answered(ixt_t *ixt, osip_message_t *ack)
 {

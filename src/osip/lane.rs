@@ -10,9 +10,11 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::audit::Audit;
+use super::deadlines::Deadlines;
 use super::glue::{self, Deadline, List, Node, Osip, Transaction};
 use super::heap::{Heap, OUT};
-use super::side::{self, GHOST, IDS, KEYS, LISTED, READY, RUNNING, Side, TIMER, Table, UNSEEN};
+use super::queue::Queue;
+use super::side::{self, GHOST, IDS, KEYS, LISTED, MEMBER, READY, RUNNING, Side, Table, UNSEEN};
 use crate::sip::hash::KeyHasher;
 
 /// In [`Side::at`] of the ready heap: the rest is an index into `later`.
@@ -35,7 +37,7 @@ pub struct State {
     pub ready: Heap<u64, READY>,
     /// Had events while a call ran that had passed them or does not cover them: ready again when the call is over.
     later: Vec<*mut Side>,
-    pub due: Heap<Deadline, TIMER>,
+    pub due: Deadlines,
     pub keys: Table<KEYS>,
     pub ids: Table<IDS>,
     ghosts: Vec<*mut Side>,
@@ -44,8 +46,8 @@ pub struct State {
     head: *mut Node,
     tail: *mut Node,
     pub count: c_int,
-    /// All of the list, in no order: what the audit goes through.
-    pub members: Vec<*mut Side>,
+    /// All of the list, in the order in which they came: what the audit goes through.
+    pub members: Queue<(), MEMBER>,
     pub audit: Audit,
     pub executed: u64,
     pub created: u64,
@@ -73,7 +75,7 @@ impl Lane {
             state: Mutex::new(State {
                 ready: Heap::new(),
                 later: Vec::new(),
-                due: Heap::new(),
+                due: Deadlines::new(),
                 keys: Table::new(),
                 ids: Table::new(),
                 ghosts: Vec::new(),
@@ -82,7 +84,7 @@ impl Lane {
                 head: null_mut(),
                 tail: null_mut(),
                 count: 0,
-                members: Vec::new(),
+                members: Queue::new(),
                 audit: Audit::default(),
                 executed: 0,
                 created: 0,
@@ -136,8 +138,10 @@ impl Lane {
     }
 
     pub fn id_hash(&self, id: c_int) -> u64 {
-        // Ids count up: the low bits alone are perfect.
-        id as u32 as u64
+        // Ids count up: the low bits alone are perfect, and neighbours lie beside each other. The table wants some of the
+        // uppermost bits as well.
+        let id = id as u32;
+        u64::from(id) | u64::from(id.wrapping_mul(0x9e37_79b1) >> 25) << 57
     }
 
     /// # Safety
@@ -249,8 +253,7 @@ impl Lane {
             self.append(state, side);
             state.keys.insert(side);
             state.ids.insert(side);
-            (*side).member = state.members.len() as u32;
-            state.members.push(side);
+            state.members.push(side, ());
             state.created += 1;
             self.read(state, side);
             if glue::partyline_glue_pending(tr) > 0 {
@@ -308,11 +311,7 @@ impl Lane {
             state.keys.remove(side);
             state.ids.remove(side);
             state.due.remove(side);
-            let place = (*side).member as usize;
-            state.members.swap_remove(place);
-            if let Some(moved) = state.members.get(place) {
-                (**moved).member = place as u32;
-            }
+            state.members.remove(side);
             (*side).flags &= !LISTED;
             if state.calls == 1 && !(*side).is(RUNNING) {
                 (*side).flags |= GHOST;

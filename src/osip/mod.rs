@@ -11,11 +11,14 @@
 //! | `execute`, `timers`, `transaction`, `fifo` | what the names do |
 //! | `resend` | the retransmissions of 200 and ACK |
 //! | `audit` | what programs write themselves |
-//! | `heap`, `slab` | ready and deadline order; memory of which most stays untouched |
+//! | `heap`, `queue`, `deadlines` | ready and deadline order |
+//! | `slab` | memory of which most stays untouched |
 //! | `glue` and `glue_*.c` | osip2's structs |
 
 #[cfg(osip2)]
 mod audit;
+#[cfg(osip2)]
+mod deadlines;
 #[cfg(osip2)]
 mod execute;
 #[cfg(osip2)]
@@ -31,6 +34,8 @@ mod interpose;
 #[cfg(osip2)]
 mod lane;
 pub mod memory;
+#[cfg(osip2)]
+mod queue;
 pub mod report;
 #[cfg(osip2)]
 mod resend;

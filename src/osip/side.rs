@@ -5,7 +5,7 @@
 //!                                    |        |        |
 //!                                   Side     Side     Side      128 bytes each, in one array beside the slab
 //!                                    |  \______________________ key table (branch or Call-ID), id table, ready heap,
-//!                             osip_transaction_t                timer heap
+//!                             osip_transaction_t                deadlines, members
 //! ```
 //!
 //! A `Side` is never given back to the system, so a stale pointer to one reads a `Side` and not rubbish. Its fields
@@ -15,8 +15,10 @@ use core::ffi::c_int;
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
+use hashbrown::HashTable;
 use parking_lot::RwLock;
 
+use super::deadlines;
 use super::glue::{Fifo, Node, Transaction};
 use super::heap::OUT;
 use super::lane::Lane;
@@ -34,8 +36,9 @@ pub const UNSEEN: u32 = 8;
 /// Places in [`Side::at`].
 pub const READY: usize = 0;
 pub const TIMER: usize = 1;
+pub const MEMBER: usize = 2;
 
-/// Links in [`Side::next`].
+/// Hashes in [`Side::hash`].
 pub const KEYS: usize = 0;
 pub const IDS: usize = 1;
 
@@ -47,18 +50,17 @@ pub struct Side {
     pub lane: AtomicPtr<Lane>,
     /// The fifo that the transaction was made with, which tells us of its events; NULL: not made by us.
     pub fifo: AtomicPtr<Fifo>,
-    pub at: [u32; 2],
+    pub at: [u32; 3],
     pub id: c_int,
     pub flags: u32,
-    /// Place among the lane's members.
-    pub member: u32,
+    /// Where `at[TIMER]` is a place: see [`super::deadlines`].
+    pub queue: u8,
     /// Freed by the program while it ran: its memory goes when the execution is over.
     pub freed: AtomicBool,
     /// Place in the list: grows along it.
     pub seq: u64,
     pub node: *mut Node,
     pub hash: [u64; 2],
-    pub next: [*mut Side; 2],
 }
 
 impl Side {
@@ -67,15 +69,14 @@ impl Side {
             tr: null_mut(),
             lane: AtomicPtr::new(null_mut()),
             fifo: AtomicPtr::new(null_mut()),
-            at: [OUT; 2],
+            at: [OUT; 3],
             id: 0,
             flags: 0,
-            member: 0,
+            queue: deadlines::NONE,
             freed: AtomicBool::new(false),
             seq: 0,
             node: null_mut(),
             hash: [0; 2],
-            next: [null_mut(); 2],
         }
     }
 
@@ -135,94 +136,45 @@ pub fn forget(tr: *mut Transaction, side: *mut Side) {
     }
 }
 
-/// Chains of sides by hash. Grows by doubling; chains keep the order in which members came, newest first.
+/// Sides by hash. The hash is stored beside each, so that neither a search that finds another one nor growth reads a side,
+/// which is likely in no cache.
 pub struct Table<const WHICH: usize> {
-    buckets: Vec<*mut Side>,
-    count: usize,
+    entries: HashTable<(u64, *mut Side)>,
 }
 
 impl<const WHICH: usize> Table<WHICH> {
     pub const fn new() -> Self {
-        Table { buckets: Vec::new(), count: 0 }
+        Table { entries: HashTable::new() }
     }
 
     /// # Safety
     /// `side` is live and not in this table; `hash[WHICH]` is set.
     pub unsafe fn insert(&mut self, side: *mut Side) {
-        if self.count >= self.buckets.len() {
-            self.grow();
-        }
-        let mask = self.buckets.len() - 1;
         // SAFETY: the caller's promise.
-        unsafe {
-            let bucket = &mut self.buckets[(*side).hash[WHICH] as usize & mask];
-            (*side).next[WHICH] = *bucket;
-            *bucket = side;
-        }
-        self.count += 1;
+        let hash = unsafe { (*side).hash[WHICH] };
+        self.entries.insert_unique(hash, (hash, side), |entry| entry.0);
     }
 
     /// # Safety
-    /// `side` is in this table under `hash[WHICH]`.
+    /// `side` is live; if it is in this table, under `hash[WHICH]`.
     pub unsafe fn remove(&mut self, side: *mut Side) {
-        if self.buckets.is_empty() {
-            return;
-        }
-        let mask = self.buckets.len() - 1;
-        // SAFETY: members of a chain are live.
-        unsafe {
-            let mut link: *mut *mut Side = &mut self.buckets[(*side).hash[WHICH] as usize & mask];
-            while !(*link).is_null() {
-                if *link == side {
-                    *link = (*side).next[WHICH];
-                    (*side).next[WHICH] = null_mut();
-                    self.count -= 1;
-                    return;
-                }
-                link = &raw mut (**link).next[WHICH];
-            }
+        // SAFETY: the caller's promise.
+        let hash = unsafe { (*side).hash[WHICH] };
+        if let Ok(entry) = self.entries.find_entry(hash, |entry| entry.1 == side) {
+            entry.remove();
         }
     }
 
     /// Calls `visit` with each member of this hash.
     pub fn each(&self, hash: u64, mut visit: impl FnMut(*mut Side)) {
-        if self.buckets.is_empty() {
-            return;
-        }
-        let mut side = self.buckets[hash as usize & (self.buckets.len() - 1)];
-        while !side.is_null() {
-            // SAFETY: members of a chain are live.
-            unsafe {
-                let next = (*side).next[WHICH];
-                if (*side).hash[WHICH] == hash {
-                    visit(side);
-                }
-                side = next;
+        for (of, side) in self.entries.iter_hash(hash) {
+            if *of == hash {
+                visit(*side);
             }
         }
     }
 
     pub fn all(&self) -> Vec<*mut Side> {
-        let mut all = Vec::with_capacity(self.count);
-        for bucket in &self.buckets {
-            let mut side = *bucket;
-            while !side.is_null() {
-                all.push(side);
-                // SAFETY: members of a chain are live.
-                side = unsafe { (*side).next[WHICH] };
-            }
-        }
-        all
-    }
-
-    fn grow(&mut self) {
-        let all = self.all();
-        self.buckets = vec![null_mut(); (self.buckets.len() * 2).max(64)];
-        self.count = 0;
-        // Chains were walked from the newest: put back in the opposite order they stay as they were.
-        for side in all.into_iter().rev() {
-            // SAFETY: members of a chain are live, and the table is empty.
-            unsafe { self.insert(side) };
-        }
+        self.entries.iter().map(|entry| entry.1).collect()
     }
 }

@@ -80,7 +80,7 @@ pub unsafe fn gettimeout(osip: *mut Osip, out: *mut libc::timeval) {
                     lane.calm(&mut state, side);
                 }
             }
-            if let Some((deadline, _)) = state.due.first() {
+            if let Some(deadline) = state.due.first() {
                 least = least.min(deadline);
             }
             if now >= least {

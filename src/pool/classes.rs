@@ -1,8 +1,9 @@
-//! Size classes. 8, then every 16 bytes up to 256, then eight per doubling up to 128 KiB: above 128 bytes a class is at
+//! Size classes. 8, then every 16 bytes up to 256, then eight per doubling up to 8 KiB: above 128 bytes a class is at
 //! most 12.5 % larger than the one below it. Every class but the first is a multiple of 16, so with spans that begin on
-//! a slice boundary each block has malloc's alignment.
+//! a slice boundary each block has malloc's alignment. A span is one slice, and holds at least eight blocks.
 //!
-//! A span of a class is a run of slices; its length is chosen so that a span holds at least eight blocks.
+//! Blocks above that up to 256 KiB are runs of 1 KiB grains (see `runs.rs`), so they are at most 12.5 % too long as well;
+//! for them the classes up to 256 KiB only sort the statistics.
 
 /// log2 of a slice, the unit in which the page heap hands out address space.
 pub const SLICE_SHIFT: usize = 16;
@@ -10,11 +11,15 @@ pub const SLICE: usize = 1 << SLICE_SHIFT;
 /// Sizes up to here are found by one table look-up.
 pub const SMALL_MAX: usize = 1024;
 pub const DIRECT: usize = SMALL_MAX / 8 + 1;
-/// Largest size that is served from a class; larger blocks are runs of slices of their own.
-pub const CLASS_MAX: usize = 128 << 10;
-pub const CLASSES: usize = 17 + 9 * 8;
+/// Largest size that is served from a span of its class.
+pub const CLASS_MAX: usize = 8 << 10;
+pub const CLASSES: usize = 17 + 5 * 8;
+/// Largest size that is served from a region of runs; larger blocks are slices of their own.
+pub const RUN_MAX: usize = 256 << 10;
+/// Classes in the statistics: those of spans, then those of runs.
+pub const COUNTED: usize = CLASSES + 5 * 8;
 
-/// The class of a size of at most [`CLASS_MAX`] bytes.
+/// The class of a size of at most [`RUN_MAX`] bytes.
 pub const fn class_of(size: usize) -> usize {
     if size <= 8 {
         0
@@ -38,17 +43,6 @@ pub const fn size_of(class: usize) -> usize {
     }
 }
 
-/// Slices per span.
-pub const fn slices_of(class: usize) -> usize {
-    match size_of(class) {
-        0..=8192 => 1,
-        8193..=16384 => 2,
-        16385..=32768 => 4,
-        32769..=65536 => 8,
-        _ => 16,
-    }
-}
-
 /// Exact test for multiples with one multiplication (Lemire, Kaser, Kurz: "Faster remainder by direct computation",
 /// 2019): for 16-bit `n`, `size` divides `n` iff the low 32 bits of `n * magic` are below `magic`.
 pub const fn magic_of(size: usize) -> u32 {
@@ -59,15 +53,13 @@ pub const fn magic_of(size: usize) -> u32 {
 pub struct Class {
     pub size: u32,
     pub magic: u32,
-    pub slices: u32,
 }
 
 pub static TABLE: [Class; CLASSES] = {
-    let mut table = [Class { size: 0, magic: 0, slices: 0 }; CLASSES];
+    let mut table = [Class { size: 0, magic: 0 }; CLASSES];
     let mut class = 0;
     while class < CLASSES {
-        table[class] =
-            Class { size: size_of(class) as u32, magic: magic_of(size_of(class)), slices: slices_of(class) as u32 };
+        table[class] = Class { size: size_of(class) as u32, magic: magic_of(size_of(class)) };
         class += 1;
     }
     table
@@ -75,7 +67,7 @@ pub static TABLE: [Class; CLASSES] = {
 
 /// The smallest class whose blocks hold `size` bytes at multiples of `align` (a power of two), if there is one.
 pub fn aligned_class(size: usize, align: usize) -> Option<usize> {
-    if size > CLASS_MAX || align > SLICE {
+    if size > CLASS_MAX || align > CLASS_MAX {
         return None;
     }
     let rounded = size.max(1).checked_next_multiple_of(align)?;
@@ -91,12 +83,13 @@ mod tests {
 
     #[test]
     fn every_size_fits_its_class_and_not_the_one_below() {
-        for size in 0..=CLASS_MAX {
+        for size in 0..=RUN_MAX {
             let class = class_of(size);
-            assert!(class < CLASSES && size_of(class) >= size, "{size}");
+            assert!(class < COUNTED && size_of(class) >= size, "{size}");
             assert!(class == 0 || size_of(class - 1) < size, "{size}");
         }
         assert_eq!(size_of(CLASSES - 1), CLASS_MAX);
+        assert_eq!(size_of(COUNTED - 1), RUN_MAX);
     }
 
     #[test]
@@ -105,7 +98,7 @@ mod tests {
             let (below, size) = (size_of(class - 1), size_of(class));
             assert_eq!(size % 16, 0);
             assert!(size - below <= (below / 8).max(16), "{below} {size}");
-            assert!(slices_of(class) * SLICE / size >= 8, "{size}");
+            assert!(SLICE / size >= 8, "{size}");
         }
     }
 
@@ -121,8 +114,8 @@ mod tests {
 
     #[test]
     fn aligned_classes() {
-        for align in [1usize, 8, 16, 32, 64, 256, 4096, 65536] {
-            for size in [0usize, 1, 8, 24, 100, 1000, 5000, 40000] {
+        for align in [1usize, 8, 16, 32, 64, 256, 4096, 8192] {
+            for size in [0usize, 1, 8, 24, 100, 1000, 5000, 8000] {
                 let class = aligned_class(size, align).unwrap();
                 assert!(size_of(class) >= size && size_of(class) % align == 0);
             }

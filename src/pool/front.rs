@@ -8,14 +8,14 @@
 use core::ptr::{copy_nonoverlapping, null_mut, write_bytes};
 use core::sync::atomic::Ordering;
 
-use super::classes::{self, CLASS_MAX, SLICE, SLICE_SHIFT, SMALL_MAX};
+use super::classes::{self, CLASS_MAX, RUN_MAX, SLICE, SLICE_SHIFT, SMALL_MAX};
 use super::heap::{self, Heap};
 use super::misuse::{self, Misuse};
-use super::pages::{LARGE_CLASS, PAGES, Refusal};
-use super::range::{address_of_slice, offset_of, slice_of, span_at};
+use super::pages::{PAGES, Refusal};
+use super::range::{address_of_slice, first_part, offset_of, slice_of, span_at};
 use super::span::{Span, bump, kind};
 use super::start::{self, Entry};
-use super::{next, os, tls, watch};
+use super::{next, os, runs, tls, watch};
 
 /// At least `size` bytes, or null. Size 0 gives a block of its own.
 #[inline(always)]
@@ -34,6 +34,11 @@ pub fn malloc(size: usize) -> *mut u8 {
 /// `extern "C"` here and below: such a function does not unwind, so its callers need no cleanup and jump to it.
 #[inline(never)]
 extern "C" fn malloc_slow(heap: *mut Heap, size: usize, limited: bool) -> *mut u8 {
+    if start::watched() { watch::malloc_watched(size, limited) } else { malloc_anew(heap, size, limited) }
+}
+
+#[inline(never)]
+extern "C" fn malloc_anew(heap: *mut Heap, size: usize, limited: bool) -> *mut u8 {
     if size <= CLASS_MAX {
         let class = classes::class_of(size);
         if heap != tls::empty() {
@@ -64,14 +69,17 @@ fn malloc_entry(size: usize, limited: bool) -> *mut u8 {
 /// # Safety
 /// As said.
 pub unsafe fn from_heap(heap: *mut Heap, size: usize, limited: bool) -> *mut u8 {
-    if size > CLASS_MAX {
-        return large(size, limited).0;
-    }
     // SAFETY: claimed by the caller.
-    match unsafe { (*heap).allocate(classes::class_of(size), limited) } {
-        Ok(block) => block,
-        Err(refusal) => refused(refusal, size),
-    }
+    let block = unsafe {
+        if size <= CLASS_MAX {
+            (*heap).allocate(classes::class_of(size), limited)
+        } else if size <= RUN_MAX {
+            (*heap).allocate_run(size, limited).map(|(block, _)| block)
+        } else {
+            return large(size, limited).0;
+        }
+    };
+    block.unwrap_or_else(|refusal| refused(refusal, size))
 }
 
 #[cold]
@@ -93,7 +101,7 @@ fn large(size: usize, limited: bool) -> (*mut u8, bool) {
     let slices = size.div_ceil(SLICE);
     let taken = PAGES.with(|pages| {
         let taken = pages.take(slices, limited)?;
-        pages.gone[LARGE_CLASS].allocs += 1;
+        pages.large.allocs += 1;
         pages.large_bytes += (slices << SLICE_SHIFT) as u64;
         Ok(taken)
     });
@@ -120,7 +128,7 @@ pub fn calloc(count: usize, size: usize) -> *mut u8 {
 }
 
 fn zeroed(bytes: usize, limited: bool) -> *mut u8 {
-    if bytes > CLASS_MAX {
+    if bytes > RUN_MAX {
         if let Entry::Heap(_) = start::enter() {
             let (block, clean) = large(bytes, limited);
             if !clean && !block.is_null() {
@@ -161,13 +169,13 @@ pub unsafe fn free(block: *mut u8) {
         return unsafe { free_foreign(block) };
     };
     let heap = tls::heap();
-    // SAFETY: every slice of the range has a descriptor. Where the owner is this thread's heap the slice is the first of
-    // a span of it, and a multiple of its block size is a block, whose first word may be read.
+    // SAFETY: every slice of the range has a descriptor. Where the owner is this thread's heap the slice is a span of it, or
+    // the first of a region, where nothing passes for a block; the first word of a block may be read.
     unsafe {
         let span = span_at(offset);
         if (*span).fixed.owner.load(Ordering::Relaxed) == heap
-            && (*span).is_start(offset & (SLICE - 1))
-            && !(*span).looks_free(*block.cast::<u64>())
+            && (*span).is_block(offset & (SLICE - 1))
+            && !(*span).may_be_free(*block.cast::<u64>())
         {
             if (*span).push(block) == (*span).own.trigger.get() {
                 (*heap).on_trigger(span);
@@ -200,11 +208,16 @@ unsafe extern "C" fn free_foreign(block: *mut u8) {
 /// See the module's head; `span` describes the block's slice.
 #[inline(never)]
 unsafe extern "C" fn free_slow(heap: *mut Heap, span: *mut Span, block: *mut u8) {
+    // SAFETY: as for this function.
+    unsafe { if start::watched() { watch::free(span, block) } else { free_otherwise(heap, span, block) } }
+}
+
+/// # Safety
+/// As [`free_slow`].
+#[inline(never)]
+unsafe extern "C" fn free_otherwise(heap: *mut Heap, span: *mut Span, block: *mut u8) {
     // SAFETY: descriptors of the range; the checks below make the block one of ours.
     unsafe {
-        if start::watched() {
-            return watch::free(block);
-        }
         match checked_span(span, block) {
             Ok(span) if (*span).kind() == kind::LARGE => free_large(span, block),
             Ok(span) => free_checked(heap, span, block),
@@ -218,18 +231,19 @@ unsafe extern "C" fn free_slow(heap: *mut Heap, span: *mut Span, block: *mut u8)
 /// # Safety
 /// `span` describes the slice that the address lies in.
 pub unsafe fn checked_span(span: *mut Span, block: *mut u8) -> Result<*mut Span, Misuse> {
-    // SAFETY: as above; a part's `back` leads to the first slice of the same span.
+    // SAFETY: as above; a part's `back` leads to the first slice of the same region. A block's first word may be read.
     unsafe {
-        let mut span = span;
-        if (*span).kind() == kind::PART {
-            span = span.sub((*span).fixed.back.get() as usize);
-        }
+        let span = first_part(span);
         let offset = (block as usize).wrapping_sub((*span).fixed.base.get());
         match (*span).kind() {
-            kind::BLOCKS if offset >= (*span).fixed.bytes.get() => Err(Misuse::NotABlock),
+            kind::BLOCKS if offset >= (*span).fixed.fresh.load(Ordering::Relaxed) as usize => Err(Misuse::NotABlock),
             kind::BLOCKS if offset % (*span).fixed.size.get() as usize != 0 => Err(Misuse::Interior),
-            kind::BLOCKS if (*span).looks_free(*block.cast::<u64>()) => Err(Misuse::DoubleFree),
-            kind::BLOCKS => Ok(span),
+            kind::REGION if !runs::is_block(block as usize) => match runs::run_at(span, block as usize) {
+                (_, _, true) => Err(Misuse::Interior),
+                _ => Err(Misuse::DoubleFree),
+            },
+            kind::BLOCKS | kind::REGION if (*span).looks_free(*block.cast::<u64>()) => Err(Misuse::DoubleFree),
+            kind::BLOCKS | kind::REGION => Ok(span),
             kind::LARGE if offset != 0 => Err(Misuse::Interior),
             kind::LARGE => Ok(span),
             _ => Err(Misuse::NotABlock),
@@ -258,10 +272,10 @@ pub unsafe fn free_checked(heap: *mut Heap, span: *mut Span, block: *mut u8) {
             heap
         };
         if (*span).fixed.owner.load(Ordering::Relaxed) == heap {
-            let back = (*span).push(block);
-            if (*span).slices() > 1 {
-                (*heap).big_came_back(&*span, block);
+            if (*span).kind() == kind::REGION {
+                return (*heap).runs.free(span, block, false);
             }
+            let back = (*span).push(block);
             if back == (*span).own.trigger.get() {
                 (*heap).on_trigger(span);
             }
@@ -282,7 +296,7 @@ pub unsafe fn free_large(span: *mut Span, block: *mut u8) {
         misuse::report(Misuse::DoubleFree, block as usize, "free");
     }
     PAGES.with(|pages| {
-        pages.gone[LARGE_CLASS].frees += 1;
+        pages.large.frees += 1;
         pages.large_bytes -= (slices << SLICE_SHIFT) as u64;
         pages.give(span, slices);
     });
@@ -309,14 +323,28 @@ pub unsafe fn usable_size(block: *mut u8) -> usize {
     }
 }
 
+/// Bytes in a block.
+///
+/// # Safety
+/// `span` describes the block, see [`checked_span`].
+pub unsafe fn block_size(span: *const Span, block: *mut u8) -> usize {
+    // SAFETY: as for this function.
+    unsafe {
+        match (*span).kind() {
+            kind::LARGE => (*span).fixed.bytes.get(),
+            kind::REGION => runs::run_at(span, block as usize).1,
+            _ => (*span).fixed.size.get() as usize,
+        }
+    }
+}
+
 /// # Safety
 /// As [`checked_span`].
 unsafe fn own_size(span: *mut Span, block: *mut u8, verb: &str) -> usize {
     // SAFETY: as for this function.
     unsafe {
         match checked_span(span, block) {
-            Ok(span) if (*span).kind() == kind::LARGE => (*span).fixed.bytes.get(),
-            Ok(span) => (*span).fixed.size.get() as usize,
+            Ok(span) => block_size(span, block),
             Err(misuse) => misuse::report(misuse, block as usize, verb),
         }
     }
@@ -352,6 +380,12 @@ unsafe fn resize(block: *mut u8, size: usize, limited: bool) -> *mut u8 {
             free(block);
             return null_mut();
         }
+        if had > CLASS_MAX
+            && (CLASS_MAX + 1..=RUN_MAX).contains(&size)
+            && resized_in_place(span_at(offset), block, size)
+        {
+            return block;
+        }
         // In place while the block is at least half used.
         if size <= had && size >= had / 2 {
             return block;
@@ -362,6 +396,22 @@ unsafe fn resize(block: *mut u8, size: usize, limited: bool) -> *mut u8 {
             free(block);
         }
         moved
+    }
+}
+
+/// Whether a run of the calling thread's heap could be made to hold `size` bytes where it is.
+///
+/// # Safety
+/// `span` describes the block's slice; the block has passed [`checked_span`].
+unsafe fn resized_in_place(span: *mut Span, block: *mut u8, size: usize) -> bool {
+    let heap = tls::heap();
+    // SAFETY: as for this function; the thread's own heap.
+    unsafe {
+        let span = first_part(span);
+        heap != tls::empty()
+            && (*span).kind() == kind::REGION
+            && (*span).fixed.owner.load(Ordering::Relaxed) == heap
+            && (*heap).runs.resize(span, block, size).is_some()
     }
 }
 
@@ -395,8 +445,9 @@ fn aligned_slow(size: usize, align: usize) -> *mut u8 {
             }
             block => block,
         },
-        // Large blocks begin on a slice.
-        None if align <= SLICE => malloc_unlimited(size.max(CLASS_MAX + 1)),
+        // Runs begin on a grain, large blocks on a slice.
+        None if align <= runs::GRAIN && size > CLASS_MAX => malloc_unlimited(size),
+        None if align <= SLICE => large(size, false).0,
         None => next::aligned(size, align),
     }
 }
@@ -476,8 +527,7 @@ pub fn trim() {
     if let Entry::Heap(heap) | Entry::Watched(heap) = start::enter() {
         // SAFETY: the thread's own heap.
         unsafe {
-            watch::empty_quarantine(&(*heap).ring);
-            (*heap).tidy();
+            (*heap).tidy(true);
         }
     }
     heap::tidy_orphans();

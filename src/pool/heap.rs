@@ -5,6 +5,7 @@
 //!  bins[class] ──► current ──► span          allocated from; not given back while it is current
 //!               └► available ──► span ──► span   have free blocks
 //!                                (full spans stand nowhere until a block of theirs comes back)
+//!  runs ──► region ──► region                blocks above 8 KiB, see runs.rs
 //!  notified ──► span ──► span                other threads freed blocks of these
 //!  outbox[n] ──► blocks of one span of another heap, sent to it as one batch
 //! ```
@@ -15,33 +16,31 @@
 //!
 //! # Life
 //! Heaps are never freed. A thread that exits flushes its outbox, gives empty spans back and releases its claim; the
-//! next new thread adopts the heap, spans and all, so a span's owner never changes while it has blocks out.
+//! next new thread adopts the heap, spans and all, so a span's owner never changes while it has blocks out. Until then
+//! whoever sends a batch to it takes the claim for a moment and the batch in, so that what nobody has does not pile up.
 
 use core::cell::Cell;
 use core::ptr::null_mut;
 use core::sync::atomic::AtomicUsize;
 
-use super::classes::{CLASSES, DIRECT, SLICE, SMALL_MAX, TABLE, size_of};
+use super::classes::{CLASSES, COUNTED, DIRECT, SLICE, SMALL_MAX, TABLE, class_of, size_of};
 use super::misuse;
 use super::os;
 use super::pages::{PAGES, Refusal};
-use super::range::{address_of_slice, slice_of, span_of_block, span_of_slice};
-use super::remote::{Claim, Notified};
+use super::range::{address_of_slice, slice_of};
+use super::remote::{Claim, Notified, take_in};
+use super::runs::{self, Runs};
 use super::span::{Keep, NO_SPAN, Span, bump, kind, no_span};
+use super::start::watched;
 use super::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use super::watch::Ring;
+use super::watch;
 
 pub const OUTBOX: usize = 16;
 pub const BATCH: u32 = 64;
+/// Blocks that a span puts aside before it uses them again, in the modes that look at every block.
+const LATER: u32 = 64;
 /// A span's unused part is linked up piece by piece: a page at a time.
 const EXTEND: usize = 4096;
-/// Free blocks larger than this are bounded: their spans are long, seldom empty, and of no use to other sizes.
-const BIG: usize = 8192;
-/// What of them may have memory behind it: this much, or a part of what is out. Beyond it each that is freed goes back.
-const BIG_FREE_MAX: usize = 1 << 20;
-const BIG_FREE_PART: usize = 4;
-const PAGE: usize = 4096;
-
 pub struct Bin {
     current: Cell<*mut Span>,
     available: Cell<*mut Span>,
@@ -69,25 +68,19 @@ pub struct Heap {
     pub direct: [Cell<*mut Span>; DIRECT],
     bins: [Bin; CLASSES],
     outbox: [Slot; OUTBOX],
+    pub runs: Runs,
     keys: Cell<u64>,
-    /// Blocks of other heaps that this heap's threads freed, by class.
-    pub cross: [AtomicU64; CLASSES],
+    /// Blocks of other heaps that this heap's threads freed, by class, and the bytes in those that are runs.
+    pub cross: [AtomicU64; COUNTED],
+    pub cross_run_bytes: AtomicU64,
     /// Blocks that were passed on to libc.
     pub foreign: AtomicU64,
     /// Calls of realloc, and allocations and frees through [`super::PoolAlloc`].
     pub reallocs: AtomicU64,
     pub rust_allocs: AtomicU64,
     pub rust_frees: AtomicU64,
-    /// Bytes in free blocks above [`BIG`] that have memory behind them, as far as known.
-    big_free: Cell<usize>,
-    /// Bytes in blocks above it that are out. Those that other threads free stay counted until the heap is tidied: it
-    /// only sets a bound.
-    big_out: Cell<usize>,
-    /// Bytes that went back to the system out of free blocks, and came again.
-    pub purged: AtomicU64,
-    pub refilled: AtomicU64,
-    /// Freed blocks that wait, in checked mode.
-    pub ring: Ring,
+    /// In checked mode: how many blocks may be handed out before one is guarded.
+    pub unsampled: Cell<u64>,
     inbox: Inbox,
     next: AtomicPtr<Heap>,
 }
@@ -110,17 +103,15 @@ const BLANK: Heap = Heap {
             limit: Cell::new(0),
         }
     }; OUTBOX],
+    runs: Runs::NEW,
     keys: Cell::new(0),
-    cross: [const { AtomicU64::new(0) }; CLASSES],
+    cross: [const { AtomicU64::new(0) }; COUNTED],
+    cross_run_bytes: AtomicU64::new(0),
     foreign: AtomicU64::new(0),
     reallocs: AtomicU64::new(0),
     rust_allocs: AtomicU64::new(0),
     rust_frees: AtomicU64::new(0),
-    big_free: Cell::new(0),
-    big_out: Cell::new(0),
-    purged: AtomicU64::new(0),
-    refilled: AtomicU64::new(0),
-    ring: Ring::NEW,
+    unsampled: Cell::new(0),
     inbox: Inbox { notified: Notified(AtomicPtr::new(null_mut())), claim: Claim(AtomicU32::new(1)) },
     next: AtomicPtr::new(null_mut()),
 };
@@ -187,10 +178,13 @@ pub fn claim() -> *mut Heap {
 pub unsafe fn abandon(heap: *mut Heap) {
     // SAFETY: claimed by the caller.
     unsafe {
-        (*heap).tidy();
+        (*heap).tidy(false);
+        (*heap).leave_current();
         (*heap).inbox.claim.give_up();
     }
     ORPHANS.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: heaps are never freed.
+    unsafe { (*heap).take_in_if_orphan() };
 }
 
 /// Tidies heaps that nobody has.
@@ -201,8 +195,9 @@ pub fn tidy_orphans() {
     for_each(|heap| {
         if heap.inbox.claim.try_take() {
             // SAFETY: just claimed.
-            unsafe { heap.tidy() };
+            unsafe { heap.tidy(true) };
             heap.inbox.claim.give_up();
+            heap.take_in_if_orphan();
         }
     });
 }
@@ -215,64 +210,28 @@ impl Heap {
     pub unsafe fn allocate(&self, class: usize, limited: bool) -> Result<*mut u8, Refusal> {
         // SAFETY: spans in our tables are ours and set up.
         unsafe {
-            let block = match (*self.bins[class].current.get()).pop() {
-                Some(block) => block,
-                None => self.refill(class, limited)?,
-            };
-            if TABLE[class].size as usize > BIG {
-                self.big_taken(block, class);
+            match (*self.bins[class].current.get()).pop() {
+                Some(block) => Ok(block),
+                None => self.refill(class, limited),
             }
-            Ok(block)
         }
     }
 
-    /// The pages of a free block that can go while its first word stays.
-    fn pages_of(block: usize, size: usize) -> (usize, usize) {
-        let from = (block + 16).next_multiple_of(PAGE);
-        (from, ((block + size) & !(PAGE - 1)).saturating_sub(from))
-    }
-
-    /// A block above [`BIG`] came back to its own heap. What is free of those beyond [`BIG_FREE_MAX`] goes back to the
-    /// system at once, since with many sizes the free blocks of one are of no use to the others.
+    /// A block for a size above the largest class and at most [`super::classes::RUN_MAX`], and its length.
     ///
     /// # Safety
-    /// The caller's thread has claimed the heap; `block` is a free block of `span`, which is one of the heap.
-    pub unsafe fn big_came_back(&self, span: &Span, block: *mut u8) {
-        let size = span.fixed.size.get() as usize;
-        let free = self.big_free.get() + size;
-        let out = self.big_out.get().saturating_sub(size);
-        self.big_out.set(out);
-        if free <= BIG_FREE_MAX.max(out / BIG_FREE_PART) {
-            self.big_free.set(free);
-            return;
+    /// As [`Heap::allocate`].
+    pub unsafe fn allocate_run(&self, bytes: usize, limited: bool) -> Result<(*mut u8, usize), Refusal> {
+        // SAFETY: as for this function. What other threads have freed comes first, so that it does not pile up.
+        unsafe {
+            self.drain();
+            self.runs.allocate((self as *const Heap).cast_mut(), bytes, limited)
         }
-        let (from, bytes) = Self::pages_of(block as usize, size);
-        os::purge(from, bytes);
-        bump(&self.purged, bytes as u64);
-        span.list.purged.set(span.list.purged.get() + bytes);
-        // SAFETY: the second word of a free block, in the page that stays.
-        unsafe { *block.add(8).cast::<u64>() = span.encode(block as usize + 8) };
     }
 
-    unsafe fn big_taken(&self, block: *mut u8, class: usize) {
-        let size = size_of(class);
-        self.big_out.set(self.big_out.get() + size);
-        // SAFETY: a block of ours that was just handed out; its slice has a descriptor that leads to its span.
-        unsafe {
-            let span = span_of_block(block as usize);
-            let mark = block.add(8).cast::<u64>();
-            if *mark == (*span).encode(block as usize + 8) {
-                *mark = 0;
-                let (_, bytes) = Self::pages_of(block as usize, size);
-                bump(&self.refilled, bytes as u64);
-                (*span).list.purged.set((*span).list.purged.get().saturating_sub(bytes));
-            } else if *mark == (*span).encode(block as usize) {
-                // Never handed out before: it was not counted among the free ones.
-                *mark = 0;
-            } else {
-                self.big_free.set(self.big_free.get().saturating_sub(size));
-            }
-        }
+    /// A key that differs from span to span and from use to use.
+    pub fn new_key(&self) -> u64 {
+        bump_key(&self.keys)
     }
 
     /// Makes a span with free blocks the class's current one.
@@ -289,7 +248,7 @@ impl Heap {
                 let span = bin.current.get();
                 if span != no_span() {
                     let span = &*span;
-                    if span.take_remote() || span.extend() {
+                    if span.take_remote() || span.take_later(LATER) || span.extend() || span.take_later(1) {
                         if let Some(block) = span.pop() {
                             return Ok(block);
                         }
@@ -330,39 +289,32 @@ impl Heap {
 
     unsafe fn new_span(&self, class: usize, limited: bool) -> Result<*mut Span, Refusal> {
         let shape = TABLE[class];
-        let slices = shape.slices as usize;
-        let (at, _) = PAGES.with(|pages| pages.take(slices, limited))?;
+        let (at, _) = PAGES.with(|pages| pages.take(1, limited))?;
         let size = shape.size as usize;
-        let first = slice_of(at);
-        // SAFETY: the run is ours alone until a block of it is handed out.
+        // SAFETY: the slice is ours alone until a block of it is handed out.
         unsafe {
             let span = &*at;
-            // splitmix64: keys differ from span to span and from use to use.
-            let key = bump_key(&self.keys);
+            let (base, key) = (address_of_slice(slice_of(at)), self.new_key());
             let fixed = &span.fixed;
-            fixed.base.set(address_of_slice(first));
-            fixed.bytes.set(slices * SLICE / size * size);
+            fixed.base.set(base);
+            fixed.bytes.set(SLICE / size * size);
             fixed.key.set(key);
+            fixed.unit.set(0);
             fixed.size.set(shape.size);
-            // 0: no multiple passes, so blocks of long spans go the way that looks at their size.
-            fixed.magic.set(if slices == 1 { shape.magic } else { 0 });
-            span.list.purged.set(0);
-            fixed.slices.store(shape.slices, Ordering::Relaxed);
+            fixed.magic.set(shape.magic);
+            fixed.fresh.store(0, Ordering::Relaxed);
+            fixed.slices.store(1, Ordering::Relaxed);
             fixed.back.set(0);
             fixed.class.store(class as u8, Ordering::Relaxed);
             let own = &span.own;
-            own.end.set(fixed.base.get() + fixed.bytes.get());
-            own.head.set(own.end.get());
+            own.base.set(base);
+            own.key.set(key);
+            span.no_free();
+            span.none_later();
             own.allocs.store(0, Ordering::Relaxed);
             own.frees.store(0, Ordering::Relaxed);
             own.from_remote.store(0, Ordering::Relaxed);
-            own.fresh.set(0);
             span.shared.remote.0.store(0, Ordering::Relaxed);
-            for part in 1..slices {
-                let part_span = &*span_of_slice(first + part);
-                part_span.fixed.back.set(part as u32);
-                part_span.fixed.kind.store(kind::PART, Ordering::Release);
-            }
             fixed.owner.store((self as *const Heap).cast_mut(), Ordering::Relaxed);
             fixed.kind.store(kind::BLOCKS, Ordering::Release);
             span.extend();
@@ -393,24 +345,8 @@ impl Heap {
         unsafe {
             if (*span).out() == 0 && !(*span).shared.remote.is_notified() {
                 self.unlist(span);
-                self.retire(span);
+                PAGES.with(|pages| pages.retire(span));
             }
-        }
-    }
-
-    /// # Safety
-    /// As [`Heap::on_trigger`]; no block of the span is out, and it is in no list and on no stack.
-    unsafe fn retire(&self, span: *mut Span) {
-        // SAFETY: as for this function.
-        unsafe {
-            if (*span).slices() > 1 {
-                let purged = (*span).list.purged.get();
-                // The run counts as one with memory behind all of it again.
-                bump(&self.refilled, purged as u64);
-                let unpurged = ((*span).own.fresh.get() as usize).saturating_sub(purged);
-                self.big_free.set(self.big_free.get().saturating_sub(unpurged));
-            }
-            PAGES.with(|pages| pages.retire(span));
         }
     }
 
@@ -458,13 +394,20 @@ impl Heap {
             unsafe {
                 let span = at;
                 at = (*span).shared.notified.load(Ordering::Relaxed);
-                if let Some(taken) = (*span).shared.remote.take_notified() {
+                let taken = (*span).shared.remote.take_notified();
+                if (*span).kind() == kind::REGION {
+                    if let Some(taken) = taken {
+                        self.accept_runs(span, taken);
+                    }
+                    continue;
+                }
+                if let Some(taken) = taken {
                     (*span).accept(taken);
                 }
                 match (*span).own.keep.get() {
                     Keep::Current => {}
                     Keep::Full => {
-                        if (*span).own.head.get() != (*span).own.end.get() {
+                        if (*span).has_free() {
                             self.enlist(span);
                             self.release_if_empty(span);
                         }
@@ -475,11 +418,31 @@ impl Heap {
         }
     }
 
-    /// Flushes, drains, and gives empty current spans back.
+    /// Takes in the runs of a chain that other threads have freed.
+    unsafe fn accept_runs(&self, span: *mut Span, taken: super::remote::Taken) {
+        // SAFETY: the chain consists of freed blocks of this region; each word is checked before it is followed. The region
+        // stays while a block of the chain is still out.
+        unsafe {
+            let mut block = (*span).at_index(taken.head);
+            for left in (0..taken.count).rev() {
+                let word = *(block as *const u64);
+                let next =
+                    if left == 0 { 0 } else { (*span).decode(word).unwrap_or_else(|| misuse::corrupted_block(block)) };
+                if !(*span).looks_free(word) || !runs::is_block(block) {
+                    misuse::corrupted_block(block);
+                }
+                self.runs.free(span, block as *mut u8, true);
+                block = next;
+            }
+        }
+    }
+
+    /// Flushes, drains, and gives empty current spans and free regions back; with `all` also the memory behind what is
+    /// free of the others.
     ///
     /// # Safety
     /// The caller's thread has claimed the heap.
-    pub unsafe fn tidy(&self) {
+    pub unsafe fn tidy(&self, all: bool) {
         // SAFETY: claimed; spans in our tables are ours.
         unsafe {
             self.flush();
@@ -492,10 +455,32 @@ impl Heap {
                 (*span).take_remote();
                 if (*span).out() == 0 && !(*span).shared.remote.is_notified() {
                     self.set_current(class, no_span());
-                    self.retire(span);
+                    PAGES.with(|pages| pages.retire(span));
+                }
+            }
+            self.runs.tidy(all);
+        }
+    }
+
+    /// Makes spans available that were current, so that they go when their last block comes back.
+    unsafe fn leave_current(&self) {
+        for class in 0..CLASSES {
+            let span = self.bins[class].current.get();
+            if span != no_span() {
+                self.set_current(class, no_span());
+                // SAFETY: the caller has claimed the heap; a current span is one of it and in no list.
+                unsafe {
+                    self.enlist(span);
+                    self.release_if_empty(span);
                 }
             }
         }
+    }
+
+    /// Takes in what was sent to a heap that nobody has.
+    fn take_in_if_orphan(&self) {
+        // SAFETY: called with the claim taken.
+        take_in(&self.inbox.claim, &self.inbox.notified, || unsafe { self.drain() });
     }
 
     /// Frees a block of another heap.
@@ -509,19 +494,26 @@ impl Heap {
             if slot.span.get() != span {
                 send_slot(slot);
                 slot.span.set(span);
-                slot.head.set((*span).own.end.get());
                 slot.tail.set(block as usize);
                 slot.count.set(0);
-                // Not so many that the owner runs dry meanwhile.
+                // Not so many that the owner runs dry meanwhile; runs go at once.
                 let blocks = (*span).fixed.bytes.get() as u32 / (*span).fixed.size.get();
-                slot.limit.set((blocks / 8).clamp(1, BATCH));
+                let region = (*span).kind() == kind::REGION;
+                slot.limit.set(if region { 1 } else { (blocks / 8).clamp(1, BATCH) });
             }
-            *block.cast::<u64>() = (*span).encode(slot.head.get());
+            let class = if (*span).kind() == kind::REGION {
+                let (_, bytes, _) = runs::run_at(span, block as usize);
+                bump(&self.cross_run_bytes, bytes as u64);
+                class_of(bytes)
+            } else {
+                (*span).class()
+            };
+            bump(&self.cross[class], 1);
+            let count = slot.count.get();
+            *block.cast::<u64>() = if count == 0 { (*span).end_word() } else { (*span).encode(slot.head.get()) };
             slot.head.set(block as usize);
-            let count = slot.count.get() + 1;
-            slot.count.set(count);
-            bump(&self.cross[(*span).class()], 1);
-            if count >= slot.limit.get() {
+            slot.count.set(count + 1);
+            if count + 1 >= slot.limit.get() {
                 send_slot(slot);
             }
         }
@@ -577,6 +569,7 @@ pub unsafe fn send_chain(span: *mut Span, head: usize, tail: usize, count: u32) 
         });
         if notify {
             (*owner).inbox.notified.push(span);
+            (*owner).take_in_if_orphan();
         }
     }
 }
@@ -603,18 +596,14 @@ impl Span {
     /// As [`Span::take_remote`], and the chain was just taken.
     unsafe fn accept(&self, taken: super::remote::Taken) {
         let head = self.at_index(taken.head);
-        let rest = self.own.head.get();
-        if rest != self.own.end.get() {
+        if self.has_free() {
             // SAFETY: the chain consists of freed blocks of this span; each word is checked before it is followed.
             unsafe {
                 let mut tail = head as *mut u64;
                 for _ in 1..taken.count {
-                    if !self.links(*tail) {
-                        misuse::corrupted_block(tail as usize);
-                    }
-                    tail = self.decode(*tail) as *mut u64;
+                    tail = self.decode(*tail).unwrap_or_else(|| misuse::corrupted_block(tail as usize)) as *mut u64;
                 }
-                *tail = self.encode(rest);
+                *tail = self.encode(self.own.head.get());
             }
         }
         self.own.head.set(head);
@@ -632,7 +621,7 @@ impl Span {
     /// The caller's thread has claimed the owning heap, and the free list is empty.
     unsafe fn extend(&self) -> bool {
         let (size, bytes) = (self.fixed.size.get() as usize, self.fixed.bytes.get());
-        let from = self.own.fresh.get() as usize;
+        let from = self.fixed.fresh.load(Ordering::Relaxed) as usize;
         if from == bytes {
             return false;
         }
@@ -645,14 +634,14 @@ impl Span {
             // SAFETY: within the span's part that holds blocks, and not handed out yet.
             unsafe {
                 *((base + at) as *mut u64) = word;
-                if size > BIG {
-                    *((base + at + 8) as *mut u64) = self.encode(base + at);
+                if watched() {
+                    watch::poison((base + at) as *mut u8, size);
                 }
-            };
+            }
             word = self.encode(base + at);
         }
         self.own.head.set(base + from);
-        self.own.fresh.set(to as u32);
+        self.fixed.fresh.store(to as u32, Ordering::Relaxed);
         true
     }
 }

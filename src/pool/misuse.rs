@@ -1,9 +1,9 @@
 //! Found misuse: one report on stderr, then the end of the program. A corrupted heap is not worked on.
 
 use super::os::Line;
-use super::range::{offset_of, span_at};
+use super::range::{first_part, offset_of, span_at};
 use super::span::kind;
-use super::watch;
+use super::{runs, watch};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Misuse {
@@ -27,11 +27,8 @@ pub fn report(misuse: Misuse, address: usize, verb: &str) -> ! {
     };
     line.put(format_args!("partyline: {what}: {address:#x} in {verb}"));
     if let Some(offset) = offset_of(address) {
-        // SAFETY: every slice has a descriptor; a part's `back` leads to the first slice of its span.
-        let span = unsafe {
-            let span = span_at(offset);
-            if (*span).kind() == kind::PART { &*span.sub((*span).fixed.back.get() as usize) } else { &*span }
-        };
+        // SAFETY: every slice has a descriptor.
+        let span = unsafe { &*first_part(span_at(offset)) };
         let (base, size) = (span.fixed.base.get(), span.fixed.size.get() as usize);
         match span.kind() {
             kind::BLOCKS => {
@@ -41,12 +38,18 @@ pub fn report(misuse: Misuse, address: usize, verb: &str) -> ! {
                     line.put(format_args!(", block {start:#x}"));
                 }
                 // SAFETY: the block lies in a span of blocks of this size.
-                if let Some((file, number)) = unsafe { watch::site(start, size) } {
-                    line.put(format_args!(", allocated at "));
-                    for &byte in file {
-                        line.put(format_args!("{}", if byte.is_ascii_graphic() { byte as char } else { '?' }));
+                unsafe { put_site(&mut line, start, size) };
+            }
+            kind::REGION => {
+                // SAFETY: the address lies in the region, so the run does.
+                unsafe {
+                    let (start, length, used) = runs::run_at(span, address);
+                    if used {
+                        line.put(format_args!(", block {start:#x} of {length} bytes"));
+                        put_site(&mut line, start, length);
+                    } else {
+                        line.put(format_args!(", in {length} free bytes"));
                     }
-                    line.put(format_args!(":{number}"));
                 }
             }
             kind::LARGE => {
@@ -60,6 +63,19 @@ pub fn report(misuse: Misuse, address: usize, verb: &str) -> ! {
     line.put(format_args!("\n")).say();
     // SAFETY: no precondition.
     unsafe { libc::abort() }
+}
+
+/// # Safety
+/// `start` is the beginning of a block of `room` bytes.
+unsafe fn put_site(line: &mut Line<512>, start: usize, room: usize) {
+    // SAFETY: as for this function.
+    if let Some((file, number)) = unsafe { watch::site(start, room) } {
+        line.put(format_args!(", allocated at "));
+        for &byte in file {
+            line.put(format_args!("{}", if byte.is_ascii_graphic() { byte as char } else { '?' }));
+        }
+        line.put(format_args!(":{number}"));
+    }
 }
 
 /// The link in a free block leads nowhere.

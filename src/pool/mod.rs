@@ -12,6 +12,7 @@
 //! | [`front`] | the calls | |
 //! | [`heap`] | what a thread allocates from |
 //! | [`span`] | blocks of one class; encoded links |
+//! | [`runs`] | blocks between 8 and 256 KiB |
 //! | [`remote`] | everything that threads do to each other |
 //! | [`pages`], [`range`], [`os`] | runs of slices, the reserved range, the system |
 //! | [`start`], [`tls`] | start, modes, thread exit, fork; the thread's heap pointer |
@@ -31,6 +32,7 @@ mod pages;
 mod planted;
 mod range;
 mod remote;
+mod runs;
 mod span;
 pub mod start;
 pub mod stats;

@@ -11,8 +11,9 @@
 
 use core::cell::UnsafeCell;
 use core::ptr::null_mut;
+use core::sync::atomic::AtomicUsize;
 
-use super::classes::{CLASSES, SLICE_SHIFT};
+use super::classes::{CLASSES, COUNTED, SLICE_SHIFT};
 use super::os::{self, Lock};
 use super::range::{address_of_slice, slice_of, span_of_slice};
 use super::span::{Keep, Span, kind};
@@ -40,7 +41,37 @@ pub enum Refusal {
 }
 
 /// Class index of large blocks in statistics.
-pub const LARGE_CLASS: usize = CLASSES;
+pub const LARGE_CLASS: usize = COUNTED;
+
+/// Bytes in use with memory behind them, and the most there were: slices that were taken, but in regions of runs the pages
+/// that were touched.
+pub struct Used {
+    now: AtomicUsize,
+    peak: AtomicUsize,
+}
+
+pub static USED: Used = Used { now: AtomicUsize::new(0), peak: AtomicUsize::new(0) };
+
+impl Used {
+    pub fn more(&self, bytes: usize) {
+        let now = self.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if now > self.peak.load(Ordering::Relaxed) {
+            self.peak.fetch_max(now, Ordering::Relaxed);
+        }
+    }
+
+    pub fn fewer(&self, bytes: usize) {
+        self.now.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    pub fn now(&self) -> usize {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    pub fn peak(&self) -> usize {
+        self.peak.load(Ordering::Relaxed)
+    }
+}
 
 #[derive(Clone, Copy)]
 pub struct Totals {
@@ -62,15 +93,16 @@ pub struct Pages {
     oldest: *mut Span,
     newest: *mut Span,
     pub dirty: usize,
-    pub in_use: usize,
-    pub peak: usize,
+    /// Slices, whatever of them has memory.
+    in_use: usize,
     pub limit: usize,
     pub bytes_from_os: u64,
     pub bytes_to_os: u64,
     pub purges: u64,
     /// Counters of spans that are gone.
-    pub gone: [Totals; CLASSES + 1],
-    /// Bytes in large blocks, and their counts in `gone[LARGE_CLASS]`.
+    pub gone: [Totals; CLASSES],
+    /// Large blocks, and the bytes in them.
+    pub large: Totals,
     pub large_bytes: u64,
 }
 
@@ -95,12 +127,12 @@ pub static PAGES: Heap = Heap {
         newest: null_mut(),
         dirty: 0,
         in_use: 0,
-        peak: 0,
         limit: usize::MAX,
         bytes_from_os: 0,
         bytes_to_os: 0,
         purges: 0,
-        gone: [Totals { allocs: 0, frees: 0, from_remote: 0 }; CLASSES + 1],
+        gone: [Totals { allocs: 0, frees: 0, from_remote: 0 }; CLASSES],
+        large: Totals { allocs: 0, frees: 0, from_remote: 0 },
         large_bytes: 0,
     }),
 };
@@ -152,6 +184,16 @@ impl Pages {
 
     /// A run of slices and whether its memory is known to read as zeros.
     pub fn take(&mut self, slices: usize, limited: bool) -> Result<(*mut Span, bool), Refusal> {
+        let (run, clean) = self.take_region(slices, limited)?;
+        if clean {
+            self.bytes_from_os += (slices << SLICE_SHIFT) as u64;
+        }
+        USED.more(slices << SLICE_SHIFT);
+        Ok((run, clean))
+    }
+
+    /// The same for one who counts by himself what of a clean run gets memory.
+    pub fn take_region(&mut self, slices: usize, limited: bool) -> Result<(*mut Span, bool), Refusal> {
         if limited && (self.in_use + slices) << SLICE_SHIFT > self.limit {
             return Err(Refusal::Limit);
         }
@@ -169,18 +211,20 @@ impl Pages {
                 }
             }
         };
-        if clean {
-            self.bytes_from_os += (slices << SLICE_SHIFT) as u64;
-        }
         self.in_use += slices;
-        self.peak = self.peak.max(self.in_use);
         Ok((run, clean))
     }
 
     /// Gives a run back that [`Pages::take`] gave. Its memory counts as dirty.
     pub fn give(&mut self, first: *mut Span, slices: usize) {
+        USED.fewer(slices << SLICE_SHIFT);
+        self.give_region(first, slices, true);
+    }
+
+    /// The same for one who has counted by himself what of it has memory; `dirty`: some of it has.
+    pub fn give_region(&mut self, first: *mut Span, slices: usize, dirty: bool) {
         self.in_use -= slices;
-        self.insert(slice_of(first), slices, true);
+        self.insert(slice_of(first), slices, dirty);
         self.decay(false);
     }
 
@@ -365,17 +409,14 @@ impl Pages {
         // SAFETY: the owner gives the span up: no block of it is out, it is in no list and on no stack.
         unsafe {
             let span_ref = &*span;
-            let slices = span_ref.slices();
             let gone = &mut self.gone[span_ref.class()];
             gone.allocs += span_ref.own.allocs.load(Ordering::Relaxed);
             gone.frees += span_ref.own.frees.load(Ordering::Relaxed);
             gone.from_remote += span_ref.own.from_remote.load(Ordering::Relaxed);
             span_ref.fixed.owner.store(null_mut(), Ordering::Relaxed);
             span_ref.own.keep.set(Keep::Full);
-            for part in 0..slices {
-                (*span_of_slice(slice_of(span) + part)).fixed.kind.store(kind::INNER, Ordering::Release);
-            }
-            self.give(span, slices);
+            span_ref.fixed.kind.store(kind::INNER, Ordering::Release);
+            self.give(span, 1);
         }
     }
 }

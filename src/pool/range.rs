@@ -1,8 +1,8 @@
 //! The pool's one range of addresses, so that "is this block ours?" is one subtraction and one comparison.
 //!
 //! ```text
-//! at ─► [ descriptors: 256 bytes per slice ][ guard ][ slice 0 ][ slice 1 ] ... [ slice n-1 ]
-//!         table                                       base                      base + size
+//! at ─► [ descriptors: 256 bytes per slice ][ marks: 128 ][ guard ][ slice 0 ][ slice 1 ] ... [ slice n-1 ]
+//!         table                               marks                  base                      base + size
 //! ```
 //! 64 GiB of address space (16 on Windows) without memory behind it, halved until the system grants it; with a limit on address space
 //! (`ulimit -v`) at most a quarter of that, for the program needs the rest.
@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::classes::{SLICE, SLICE_SHIFT};
 use super::os;
+use super::runs::{MARKS_SHIFT, Marks};
 use super::span::{SPAN_SHIFT, Span};
 
 /// Below this a pool is not worth having; libc serves.
@@ -23,9 +24,15 @@ pub struct Range {
     pub base: AtomicUsize,
     pub size: AtomicUsize,
     pub table: AtomicUsize,
+    pub marks: AtomicUsize,
 }
 
-pub static RANGE: Range = Range { base: AtomicUsize::new(0), size: AtomicUsize::new(0), table: AtomicUsize::new(0) };
+pub static RANGE: Range = Range {
+    base: AtomicUsize::new(0),
+    size: AtomicUsize::new(0),
+    table: AtomicUsize::new(0),
+    marks: AtomicUsize::new(0),
+};
 
 /// Offset of an address in the range, if it lies in it.
 #[inline(always)]
@@ -41,16 +48,22 @@ pub fn span_at(offset: usize) -> *mut Span {
     (RANGE.table.load(Ordering::Relaxed) + entry) as *mut Span
 }
 
-/// The span that a block of the pool lies in.
+/// The first slice's descriptor of what a slice belongs to.
 ///
 /// # Safety
-/// The address lies in a span of blocks.
-pub unsafe fn span_of_block(address: usize) -> *mut Span {
-    let span = span_at(address.wrapping_sub(RANGE.base.load(Ordering::Relaxed)));
-    // SAFETY: as for this function: the slice is the span's first, or a part whose `back` leads there.
+/// `span` is a descriptor of the range.
+#[inline]
+pub unsafe fn first_part(span: *mut Span) -> *mut Span {
+    // SAFETY: a part's `back` leads to the first slice.
     unsafe {
         if (*span).kind() == super::span::kind::PART { span.sub((*span).fixed.back.get() as usize) } else { span }
     }
+}
+
+/// What `runs.rs` knows of a slice.
+#[inline(always)]
+pub fn marks_of_slice(slice: usize) -> *mut Marks {
+    (RANGE.marks.load(Ordering::Relaxed) + (slice << MARKS_SHIFT)) as *mut Marks
 }
 
 pub fn span_of_slice(slice: usize) -> *mut Span {
@@ -76,13 +89,14 @@ pub fn reserve() -> usize {
     while wanted >= LEAST {
         let slices = wanted >> SLICE_SHIFT;
         // One slice more to align to slices, one as a guard between the table and the blocks.
-        let table = (slices << SPAN_SHIFT).next_multiple_of(SLICE);
+        let spans = (slices << SPAN_SHIFT).next_multiple_of(SLICE);
+        let table = spans + (slices << MARKS_SHIFT).next_multiple_of(SLICE);
         let Some(at) = os::reserve(table + wanted + 2 * SLICE) else {
             wanted /= 2;
             continue;
         };
         let start = at.next_multiple_of(SLICE);
-        // The whole table at once: one system call, and the memory behind it comes page by page as it is used. Where
+        // Both tables at once: one system call, and the memory behind it comes page by page as it is used. Where
         // the system counts promises (overcommit_memory 2) a smaller range may still be granted.
         if !os::commit(start, table) {
             os::unreserve(at, table + wanted + 2 * SLICE);
@@ -90,6 +104,7 @@ pub fn reserve() -> usize {
             continue;
         }
         RANGE.table.store(start, Ordering::Relaxed);
+        RANGE.marks.store(start + spans, Ordering::Relaxed);
         RANGE.base.store(start + table + SLICE, Ordering::Relaxed);
         RANGE.size.store(wanted, Ordering::Release);
         return slices;

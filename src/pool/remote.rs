@@ -6,12 +6,13 @@
 //! * [`Notified`]: the spans of one heap whose remote list has something; the first batch to enter an empty list puts
 //!   its span there. The owner takes the whole stack at once, so there is no ABA.
 //! * [`Claim`]: who may work on a heap. A thread that exits gives its claim up, another one adopts the heap.
+//! * [`take_in`]: what is sent to a heap that nobody has is taken in by whoever sent it.
 //!
 //! Invariant: a span is on the stack, or about to be pushed onto it by the one thread that set NOTIFIED, exactly while
 //! NOTIFIED is set in its list; a list with blocks in it has NOTIFIED set. So no batch is forgotten and no span is
 //! pushed twice.
 
-use super::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use super::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering, store_before_load};
 
 const NOTIFIED: u64 = 1 << 63;
 const COUNT_SHIFT: u32 = 32;
@@ -91,11 +92,16 @@ impl<T: Linked> Notified<T> {
         loop {
             // SAFETY: the caller keeps `item` alive and off every other stack, so the link is ours to write.
             unsafe { (*item).link().store(head, Ordering::Relaxed) };
-            match self.0.compare_exchange_weak(head, item, Ordering::Release, Ordering::Relaxed) {
+            // Sequentially consistent for `take_in`.
+            match self.0.compare_exchange_weak(head, item, Ordering::SeqCst, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => head = now,
             }
         }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.load(Ordering::SeqCst).is_null()
     }
 
     /// Takes the whole stack: a list through [`Linked::link`].
@@ -116,8 +122,23 @@ impl Claim {
             && self.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
-    /// Release: what the last owner did to the heap is seen by the next.
+    pub fn is_free(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == 0
+    }
+
+    /// What the last owner did to the heap is seen by the next.
     pub fn give_up(&self) {
-        self.0.store(0, Ordering::Release);
+        self.0.store(0, Ordering::SeqCst);
+    }
+}
+
+/// Calls `drain`, with the claim taken, while nobody has the heap and something was sent to it. To be called after each
+/// push and after each giving up: either the pusher sees that the claim is free, or who gave it up sees what was pushed.
+pub fn take_in<T: Linked>(claim: &Claim, notified: &Notified<T>, mut drain: impl FnMut()) {
+    store_before_load();
+    while claim.is_free() && !notified.is_empty() && claim.try_take() {
+        drain();
+        claim.give_up();
+        store_before_load();
     }
 }

@@ -1,4 +1,5 @@
-//! A span: a run of slices cut into blocks of one class, or one large block, or free address space.
+//! A span: a slice cut into blocks of one class. Its descriptor also serves for whatever else a slice can be: part of a
+//! region of runs (see `runs.rs`), a large block, free address space.
 //!
 //! Descriptors stand in a table beside the slices (entry n describes slice n), so that a program that writes past a
 //! block does not hit them, and "what is this pointer?" is a shift and one load. The fields are grouped by who writes
@@ -10,10 +11,11 @@
 //!  base ... base + bytes                 blocks; from base + fresh on they were never handed out
 //! ```
 //! # Encoded links
-//! The link in a free block is `(next ^ key) * odd`, with a key that is drawn anew each time the span is set up. A
-//! word that decodes to an address within the span is a link; anything that a program wrote decodes to one with a
-//! chance of 2^-47. So one comparison, which also notices the end of the list, finds a write after free when the block
-//! would be handed out, and a double free when a block that is being freed holds a link. `malloc` clears the word.
+//! A link is the next block's offset in the slice, 16 bits, four times over, combined with a key that is drawn anew each
+//! time the span is set up. So a word is a link iff, with the key taken off, a rotation by 16 bits leaves it as it is: any
+//! write of fewer than 8 bytes that changes it is noticed for certain, other words pass with a chance of 2^-48, and
+//! whatever passes leads into the slice. That finds a write after free when the block would be handed out, and a double
+//! free when a block that is being freed begins with a link. `malloc` clears the word.
 
 use core::cell::Cell;
 use core::ptr::null_mut;
@@ -21,24 +23,15 @@ use core::ptr::null_mut;
 use super::heap::Heap;
 use super::misuse;
 use super::remote::{Linked, RemoteList};
-use super::sync::{AtomicPtr, AtomicU64, Ordering};
-use core::sync::atomic::{AtomicU8, AtomicU32};
+use super::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::AtomicU8;
 
 /// log2 of the size of a descriptor.
 pub const SPAN_SHIFT: usize = 8;
 
-const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-const INVERSE: u64 = {
-    // Newton's iteration doubles the correct bits; an odd number is its own inverse modulo 8.
-    let mut x = MULTIPLIER;
-    let mut i = 0;
-    while i < 5 {
-        x = x.wrapping_mul(2u64.wrapping_sub(MULTIPLIER.wrapping_mul(x)));
-        i += 1;
-    }
-    assert!(x.wrapping_mul(MULTIPLIER) == 1);
-    x
-};
+const FOUR: u64 = 0x0001_0001_0001_0001;
+/// What a list's last link names. Not a block: those begin at multiples of 8.
+const END: u64 = 0xffff;
 
 /// What a slice's descriptor describes.
 pub mod kind {
@@ -46,14 +39,16 @@ pub mod kind {
     pub const INNER: u8 = 0;
     /// First slice of a span of blocks.
     pub const BLOCKS: u8 = 1;
-    /// A later slice of a span of blocks; `back` slices before it is the first.
+    /// A later slice of a region; `back` slices before it is the first.
     pub const PART: u8 = 2;
     /// First slice of a large block.
     pub const LARGE: u8 = 3;
     /// A block of its own against a guard page (checked mode).
     pub const GUARDED: u8 = 5;
-    /// First or last slice of a free run.
+    /// First or last slice of a free run of slices.
     pub const FREE: u8 = 4;
+    /// First slice of a region of runs.
+    pub const REGION: u8 = 6;
 }
 
 /// How the owner keeps a span of blocks.
@@ -68,20 +63,22 @@ pub enum Keep {
     Full,
 }
 
+/// All that `malloc` needs.
 #[repr(C, align(64))]
 pub struct OwnerLine {
-    /// First free block, and what stands for none: the address just behind the blocks.
+    /// First free block; odd where there is none.
     pub head: Cell<usize>,
-    pub end: Cell<usize>,
+    /// Copies of those in [`FixedLine`].
+    pub base: Cell<usize>,
+    pub key: Cell<u64>,
     /// Blocks handed out and blocks back since the span was set up. Written by the owner alone, read for statistics.
     pub allocs: AtomicU64,
     pub frees: AtomicU64,
     /// The owner looks at the span's state when `frees` reaches this.
     pub trigger: Cell<u64>,
-    pub fresh: Cell<u32>,
-    pub keep: Cell<Keep>,
     /// Of `frees`, those that came through the remote list.
     pub from_remote: AtomicU64,
+    pub keep: Cell<Keep>,
 }
 
 /// Read by whoever frees a block.
@@ -94,11 +91,15 @@ pub struct FixedLine {
     pub key: Cell<u64>,
     pub size: Cell<u32>,
     pub magic: Cell<u32>,
+    /// What was handed out at some time ends here. Changes once a page at most, so it may stand here.
+    pub fresh: AtomicU32,
     /// Slices in the run.
     pub slices: AtomicU32,
     pub back: Cell<u32>,
     pub kind: AtomicU8,
     pub class: AtomicU8,
+    /// log2 of what a link counts in: bytes in spans of blocks, grains in regions.
+    pub unit: Cell<u8>,
 }
 
 #[repr(C, align(64))]
@@ -116,8 +117,9 @@ pub struct ListLine {
     pub newer: Cell<*mut Span>,
     pub since: Cell<u64>,
     pub dirty: Cell<bool>,
-    /// Bytes of free blocks whose memory went back to the system.
-    pub purged: Cell<usize>,
+    /// Freed blocks that are not to be handed out soon (the modes that look at every block), as `head`.
+    pub later: Cell<usize>,
+    pub later_count: Cell<u32>,
 }
 
 #[repr(C, align(256))]
@@ -140,17 +142,17 @@ impl Linked for Span {
     }
 }
 
-/// Stands in every table where there is no span: nothing decodes to an address within it.
+/// Stands in every table where there is no span: it has no free block.
 pub static NO_SPAN: Span = Span {
     own: OwnerLine {
-        head: Cell::new(0),
-        end: Cell::new(0),
+        head: Cell::new(1),
+        base: Cell::new(0),
+        key: Cell::new(0),
         allocs: AtomicU64::new(0),
         frees: AtomicU64::new(0),
         trigger: Cell::new(u64::MAX),
-        fresh: Cell::new(0),
-        keep: Cell::new(Keep::Current),
         from_remote: AtomicU64::new(0),
+        keep: Cell::new(Keep::Current),
     },
     fixed: FixedLine {
         owner: AtomicPtr::new(null_mut()),
@@ -159,10 +161,12 @@ pub static NO_SPAN: Span = Span {
         key: Cell::new(0),
         size: Cell::new(1),
         magic: Cell::new(0),
+        fresh: AtomicU32::new(0),
         slices: AtomicU32::new(0),
         back: Cell::new(0),
         kind: AtomicU8::new(kind::INNER),
         class: AtomicU8::new(0),
+        unit: Cell::new(0),
     },
     shared: SharedLine { remote: RemoteList(AtomicU64::new(0)), notified: AtomicPtr::new(null_mut()) },
     list: ListLine {
@@ -172,7 +176,8 @@ pub static NO_SPAN: Span = Span {
         newer: Cell::new(null_mut()),
         since: Cell::new(0),
         dirty: Cell::new(false),
-        purged: Cell::new(0),
+        later: Cell::new(1),
+        later_count: Cell::new(0),
     },
 };
 
@@ -199,52 +204,63 @@ fn prefetch(address: usize) {
     let _ = address;
 }
 
+/// Whether a word is a link, once the key is taken off.
+#[inline(always)]
+fn is_link(plain: u64) -> bool {
+    plain.rotate_right(16) == plain
+}
+
 impl Span {
+    /// The link to a block of the span or region, or to `base + END`.
     #[inline(always)]
     pub fn encode(&self, address: usize) -> u64 {
-        (address as u64 ^ self.fixed.key.get()).wrapping_mul(MULTIPLIER)
+        let place = (address - self.fixed.base.get()) >> self.fixed.unit.get();
+        (place as u64 & END).wrapping_mul(FOUR) ^ self.fixed.key.get()
     }
 
-    #[inline(always)]
-    pub fn decode(&self, word: u64) -> usize {
-        (word.wrapping_mul(INVERSE) ^ self.fixed.key.get()) as usize
-    }
-
-    /// The link of the last block in a list.
+    /// What a list's last block begins with.
     #[inline(always)]
     pub fn end_word(&self) -> u64 {
-        self.encode(self.own.end.get())
+        END.wrapping_mul(FOUR) ^ self.fixed.key.get()
     }
 
-    /// Whether `word` is a link to one of the span's blocks.
-    #[inline(always)]
-    pub fn links(&self, word: u64) -> bool {
-        self.decode(word).wrapping_sub(self.fixed.base.get()) < self.fixed.bytes.get()
+    /// The block that a link leads to. None: the word is no link to a block.
+    pub fn decode(&self, word: u64) -> Option<usize> {
+        let plain = word ^ self.fixed.key.get();
+        let place = ((plain & END) as usize) << self.fixed.unit.get();
+        (is_link(plain) && place < self.fixed.bytes.get()).then(|| self.fixed.base.get() + place)
     }
 
-    /// Whether `word` is a link or the end of a list: what a freed block begins with.
-    #[inline(always)]
+    /// Whether `word` is what a freed block begins with.
     pub fn looks_free(&self, word: u64) -> bool {
-        self.decode(word).wrapping_sub(self.fixed.base.get()) <= self.fixed.bytes.get()
+        self.decode(word).is_some() || word == self.end_word()
+    }
+
+    /// The same, nearly: true for every such word, and for one in 2^48 others.
+    #[inline(always)]
+    pub fn may_be_free(&self, word: u64) -> bool {
+        is_link(word ^ self.fixed.key.get())
     }
 
     /// Takes the first free block. None: there is none. A block that was written to while it was free ends the program.
     ///
     /// # Safety
-    /// The caller is the owner's thread, and the span is set up (or [`NO_SPAN`]).
+    /// The caller is the owner's thread, and the span is a set up one of blocks (or [`NO_SPAN`]).
     #[inline(always)]
     pub unsafe fn pop(&self) -> Option<*mut u8> {
         let address = self.own.head.get();
-        if address == self.own.end.get() {
+        if address & 1 != 0 {
             return None;
         }
         let block = address as *mut u64;
         // SAFETY: the head is one of our span's blocks and free, at least 8 bytes long; nobody else writes to it.
         unsafe {
-            let next = self.decode(*block);
-            if next.wrapping_sub(self.fixed.base.get()) > self.fixed.bytes.get() {
+            let plain = *block ^ self.own.key.get();
+            if !is_link(plain) {
                 misuse::corrupted_block(address);
             }
+            // A list's end gives an odd address: slices begin at even ones.
+            let next = self.own.base.get() + (plain & END) as usize;
             // The next block may have been freed by another thread and lie in its processor's cache.
             prefetch(next);
             self.own.head.set(next);
@@ -257,20 +273,59 @@ impl Span {
     /// Puts a block in front of the list and returns how many have come back.
     ///
     /// # Safety
-    /// The caller is the owner's thread and `block` a block of this span that is handed out.
+    /// The caller is the owner's thread and `block` a block of this span of blocks that is handed out.
     #[inline(always)]
     pub unsafe fn push(&self, block: *mut u8) -> u64 {
+        let word = (self.own.head.get() as u64 & END).wrapping_mul(FOUR) ^ self.own.key.get();
         // SAFETY: the block is the caller's to give up, and at least 8 bytes long and aligned.
-        unsafe { *block.cast::<u64>() = self.encode(self.own.head.get()) };
+        unsafe { *block.cast::<u64>() = word };
         self.own.head.set(block as usize);
         bump(&self.own.frees, 1)
     }
 
-    /// Whether `block` is the beginning of a block. Exact for the first slice only.
+    /// Puts a block aside, for [`Span::take_later`], and returns how many have come back.
+    ///
+    /// # Safety
+    /// As [`Span::push`].
     #[inline(always)]
-    pub fn is_start(&self, offset: usize) -> bool {
+    pub unsafe fn push_later(&self, block: *mut u8) -> u64 {
+        let word = (self.list.later.get() as u64 & END).wrapping_mul(FOUR) ^ self.own.key.get();
+        // SAFETY: as in `push`.
+        unsafe { *block.cast::<u64>() = word };
+        self.list.later.set(block as usize);
+        self.list.later_count.set(self.list.later_count.get() + 1);
+        bump(&self.own.frees, 1)
+    }
+
+    /// Makes the blocks that were put aside the free list, which is empty, if there are so many. Returns whether it did.
+    pub fn take_later(&self, least: u32) -> bool {
+        let taken = self.list.later_count.get() >= least;
+        if taken {
+            self.own.head.set(self.list.later.get());
+            self.none_later();
+        }
+        taken
+    }
+
+    pub fn none_later(&self) {
+        self.list.later.set(self.fixed.base.get() + END as usize);
+        self.list.later_count.set(0);
+    }
+
+    /// Whether the offset in the slice is that of a block that was handed out at some time.
+    #[inline(always)]
+    pub fn is_block(&self, offset: usize) -> bool {
         let magic = self.fixed.magic.get();
-        (offset as u32).wrapping_mul(magic) < magic
+        (offset as u32) < self.fixed.fresh.load(Ordering::Relaxed) && (offset as u32).wrapping_mul(magic) < magic
+    }
+
+    /// Whether there is a block in the free list.
+    pub fn has_free(&self) -> bool {
+        self.own.head.get() & 1 == 0
+    }
+
+    pub fn no_free(&self) {
+        self.own.head.set(self.fixed.base.get() + END as usize);
     }
 
     pub fn index_of(&self, block: usize) -> u32 {

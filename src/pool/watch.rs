@@ -1,20 +1,21 @@
 //! The modes that look at every block: `checked` and `leaks`.
 //!
-//! A block gets a guard word right behind the bytes that were asked for, and a trailer in the last 24 bytes of its class:
+//! A block gets a trailer in the last 8 bytes of its class, and what lies between is filled, 8 bytes of it at most:
 //! ```text
-//!  [ asked for ][ guard word ]...[ size ][ call site ][ seal ]
+//!  [ asked for ][ slack: filled ][ call site, if known ][ trailer: length of the slack, sealed ]
 //! ```
-//! The seal is computed from address, size and site, with one constant while the block lives and another once it is
-//! free. A write past the end hits the guard word or the trailer and is found when the block is freed. In `checked` mode
-//! freed blocks are overwritten at their beginning and wait in a quarantine, one per heap; a change there is a write after
-//! free. One block in [`SAMPLE`] lies in a slice of its own against an inaccessible page (see `guarded.rs`), so that there
-//! even a read past the end, and any use after free, faults where it happens.
+//! The trailer is combined with a number computed from the address, one constant is added once the block is free, and its
+//! first byte in memory is never 0. A write past the end hits the slack or the trailer and is found when the block is freed.
+//! Freed blocks begin with a link as always, longer ones have some more words overwritten, and a span puts them aside until
+//! [`LATER`](super::heap) others of their class have come back; a change there is a write after free, found when the block
+//! would be handed out. In `checked` mode one block in [`SAMPLE`] lies in a slice of its own against an inaccessible page (see
+//! `guarded.rs`), so that there even a read past the end, and any use after free, faults where it happens.
 
 use core::ptr::{copy_nonoverlapping, null_mut};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::classes::{CLASS_MAX, SLICE, TABLE, class_of};
-use super::front::{checked_span, free_checked, free_large, from_heap};
+use super::classes::{CLASS_MAX, RUN_MAX, SLICE, SMALL_MAX, TABLE, class_of};
+use super::front::{block_size, checked_span, free_checked, free_large, from_heap};
 use super::guarded;
 use super::heap::Heap;
 use super::misuse::{self, Misuse};
@@ -23,48 +24,30 @@ use super::pages::PAGES;
 use super::range::{offset_of, span_at, span_of_slice};
 use super::span::{Span, kind};
 use super::start::{self, Entry, Mode};
-use super::{next, tls};
+use super::{next, runs, tls};
 
 /// Where a block was asked for: the address of the file's name (48 bits) and the line (16).
 pub type Site = Option<(*const core::ffi::c_char, u16)>;
 
-#[repr(C)]
-struct Trailer {
-    size: usize,
-    site: u64,
-    seal: u64,
-}
-
-const TRAILER: usize = size_of::<Trailer>();
-/// What a block is longer by.
-const EXTRA: usize = TRAILER + 8;
+const TRAILER: usize = 8;
+const SITE: usize = 8;
+/// The trailer, unsealed: bits 8 to 23 the slack, bit 24 that there is a call site, the rest 0, or FREED.
+const SLACK_SHIFT: u32 = 8;
+const SLACK_MASK: u64 = 0xffff;
+const HAS_SITE: u64 = 1 << 24;
+const FIELDS: u64 = SLACK_MASK << SLACK_SHIFT | HAS_SITE;
+const FREED: u64 = 0x6672_6565 << 32;
+/// What slack is filled with.
+const FILL: u64 = 0xc5c5_c5c5_c5c5_c5c5;
 const DEAD: u64 = 0xdbdb_dbdb_dbdb_dbdb;
-const LIVE_SEAL: u64 = 0x6c69_7665_626c_6f63;
-const FREE_SEAL: u64 = 0x6672_6565_626c_6f63;
-/// Blocks of a heap that wait before they are used again, and the largest that do.
-pub const QUARANTINE: usize = 256;
-const QUARANTINE_MAX: usize = 4096;
+/// From this length on words behind the first of a freed block are overwritten: so many.
+const LONG: usize = 64;
+const LONG_WORDS: usize = 5;
 /// `PARTYLINE_POOL_SAMPLE` sets another number, 0 none.
 const SAMPLE: u64 = 4096;
 
 static SECRET: AtomicU64 = AtomicU64::new(0);
 static EVERY: AtomicU64 = AtomicU64::new(0);
-
-/// Blocks in quarantine, and how many were handed out since one was guarded. Touched by the heap's thread.
-pub struct Ring {
-    blocks: [core::cell::Cell<usize>; QUARANTINE],
-    next: core::cell::Cell<usize>,
-    unsampled: core::cell::Cell<u64>,
-}
-
-impl Ring {
-    #[allow(clippy::declare_interior_mutable_const, reason = "a template, copied into every new heap")]
-    pub const NEW: Ring = Ring {
-        blocks: [const { core::cell::Cell::new(0) }; QUARANTINE],
-        next: core::cell::Cell::new(0),
-        unsampled: core::cell::Cell::new(0),
-    };
-}
 
 pub fn init(mode: Mode) {
     SECRET.store(os::seed(), Ordering::Relaxed);
@@ -77,26 +60,55 @@ pub fn init(mode: Mode) {
     }
 }
 
-/// One multiplication for both seals: [`LIVE_SEAL`] or [`FREE_SEAL`] is added by exclusive or.
+/// What a block's trailer is combined with. Odd, so the first byte in memory is none of a string's end.
 #[inline(always)]
-fn seal(block: usize, size: usize, site: u64) -> u64 {
-    (block as u64 ^ SECRET.load(Ordering::Relaxed)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        ^ (size as u64).rotate_left(40)
-        ^ site
+fn seal(block: usize) -> u64 {
+    (block as u64 ^ SECRET.load(Ordering::Relaxed)).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1
+}
+
+fn pack(site: (*const core::ffi::c_char, u16)) -> u64 {
+    (site.0 as u64) << 16 | u64::from(site.1)
+}
+
+/// What is asked of the pool for `size` bytes: at least two words, for a free block holds a link as well.
+#[inline(always)]
+fn with_trailer(size: usize) -> usize {
+    (size + TRAILER).max(2 * TRAILER)
 }
 
 #[inline(always)]
-fn guard_word(block: usize) -> u64 {
-    (block as u64).rotate_left(32) ^ SECRET.load(Ordering::Relaxed) | 0x0101_0101_0101_0101
+unsafe fn trailer(block: usize, room: usize) -> *mut u64 {
+    (block + room - TRAILER) as *mut u64
 }
 
-fn pack(site: Site) -> u64 {
-    site.map_or(0, |(file, line)| (file as u64) << 16 | u64::from(line))
-}
-
+/// Fills the slack and writes the trailer.
 #[inline(always)]
-unsafe fn trailer(block: usize, room: usize) -> *mut Trailer {
-    (block + room - TRAILER) as *mut Trailer
+unsafe fn close(block: *mut u8, size: usize, room: usize) {
+    // SAFETY: the caller's block has `room` bytes, at least `size` and a trailer.
+    unsafe {
+        // What of this word is not slack the trailer overwrites.
+        block.add(size).cast::<u64>().write_unaligned(FILL);
+        let slack = (room - TRAILER - size) as u64;
+        *trailer(block as usize, room) = seal(block as usize) ^ slack << SLACK_SHIFT;
+    }
+}
+
+/// What an unsealed trailer says of a block: its size. None: it is not what we wrote.
+#[inline(always)]
+fn size_from(plain: u64, room: usize) -> Option<usize> {
+    let site = if plain & HAS_SITE != 0 { SITE } else { 0 };
+    let size = room.wrapping_sub(TRAILER + site + (plain >> SLACK_SHIFT & SLACK_MASK) as usize);
+    (plain & !FIELDS == 0 && size < room).then_some(size)
+}
+
+/// Whether the slack is as it was filled.
+#[inline(always)]
+unsafe fn slack_is_whole(block: *mut u8, size: usize, slack: usize) -> bool {
+    // SAFETY: the caller's block has 8 bytes or more from `size` on.
+    let changed = unsafe { block.add(size).cast::<u64>().read_unaligned() } ^ FILL;
+    // The bytes that are slack, at most 8; in two steps, since none of them would be a shift by 64.
+    let half = 4 * (8 - slack.min(8)) as u32;
+    changed << half << half == 0
 }
 
 /// File and line of a block's call site, if its trailer says so.
@@ -104,20 +116,53 @@ unsafe fn trailer(block: usize, room: usize) -> *mut Trailer {
 /// # Safety
 /// `block` is the beginning of a block with `room` bytes.
 pub unsafe fn site(block: usize, room: usize) -> Option<(&'static [u8], u16)> {
-    if room < TRAILER + 8 {
+    if room < 2 * TRAILER {
         return None;
     }
     // SAFETY: within the block; the site is followed only if the seal vouches for it, and then it is what a caller of
     // `_osip_malloc` passed: a string constant.
     unsafe {
-        let end = &*trailer(block, room);
-        let plain = seal(block, end.size, end.site) ^ end.seal;
-        let sealed = plain == LIVE_SEAL || plain == FREE_SEAL;
-        if !sealed || end.site == 0 {
+        let plain = *trailer(block, room) ^ seal(block);
+        let plain = if plain & !FIELDS == FREED { plain ^ FREED } else { plain };
+        if plain & HAS_SITE == 0 || size_from(plain, room).is_none() {
             return None;
         }
-        let file = (end.site >> 16) as *const core::ffi::c_char;
-        Some((core::ffi::CStr::from_ptr(file).to_bytes(), end.site as u16))
+        let site = *((block + room - TRAILER - SITE) as *const u64);
+        Some((core::ffi::CStr::from_ptr((site >> 16) as *const core::ffi::c_char).to_bytes(), site as u16))
+    }
+}
+
+/// A block with a trailer, in the modes that give every block one.
+#[inline(never)]
+pub extern "C" fn malloc_watched(size: usize, limited: bool) -> *mut u8 {
+    let own = tls::tls().own.get();
+    if !own.is_null() && size <= SMALL_MAX - TRAILER {
+        // SAFETY: the thread's own heap, whose table leads to spans of it; a block of the span has the span's block size.
+        unsafe {
+            let left = (*own).unsampled.get();
+            if left > 1 {
+                let span = (*own).direct[with_trailer(size).div_ceil(8)].get();
+                if let Some(block) = (*span).pop() {
+                    (*own).unsampled.set(left - 1);
+                    let room = (*span).fixed.size.get() as usize;
+                    check_poison(block, room);
+                    close(block, size, room);
+                    return block;
+                }
+            }
+        }
+    }
+    malloc_entry(size, limited, None)
+}
+
+#[inline(never)]
+fn malloc_entry(size: usize, limited: bool, at: Site) -> *mut u8 {
+    match start::enter() {
+        // SAFETY: the thread's own heap.
+        Entry::Heap(heap) | Entry::Watched(heap) => unsafe { malloc(heap, size, limited, at) },
+        // SAFETY: the heap comes with its lock held.
+        Entry::Late => start::with_late_heap(|heap| unsafe { malloc(heap, size, limited, at) }),
+        Entry::Libc => next::malloc(size),
     }
 }
 
@@ -126,50 +171,58 @@ pub unsafe fn site(block: usize, room: usize) -> Option<(&'static [u8], u16)> {
 /// # Safety
 /// `heap` is claimed by the caller.
 pub unsafe fn malloc(heap: *mut Heap, size: usize, limited: bool, at: Site) -> *mut u8 {
-    let Some(total) = size.checked_add(EXTRA) else { return null_mut() };
+    let Some(total) = size.checked_add(TRAILER + SITE + TRAILER) else { return null_mut() };
+    let total = if at.is_some() { total - TRAILER } else { with_trailer(size) };
     // SAFETY: as for this function; a block of the pool has room for what is added.
     unsafe {
         let every = EVERY.load(Ordering::Relaxed);
-        if every != 0 {
-            let ring = &(*heap).ring;
-            let seen = ring.unsampled.get() + 1;
-            ring.unsampled.set(if seen >= every { 0 } else { seen });
-            if seen >= every {
-                if let Some(block) = guarded::malloc(size, limited) {
-                    return block;
-                }
+        let left = (*heap).unsampled.get();
+        (*heap).unsampled.set(if left > 1 {
+            left - 1
+        } else if every == 0 {
+            u64::MAX
+        } else {
+            every
+        });
+        // A heap's very first block is none of those.
+        if every != 0 && (left == 1 || every == 1) {
+            if let Some(block) = guarded::malloc(size, limited) {
+                return block;
             }
         }
-        let (block, room) = if total <= CLASS_MAX {
-            let class = class_of(total);
-            match (*heap).allocate(class, limited) {
-                Ok(block) => (block, TABLE[class].size as usize),
-                Err(_) => return from_heap(heap, size, limited),
-            }
+        let found = if total <= CLASS_MAX {
+            (*heap).allocate(class_of(total), limited).map(|block| {
+                let room = TABLE[class_of(total)].size as usize;
+                if start::watched() {
+                    check_poison(block, room);
+                }
+                (block, room)
+            })
+        } else if total <= RUN_MAX {
+            (*heap).allocate_run(total, limited)
         } else {
             let block = from_heap(heap, total, limited);
             match offset_of(block as usize) {
-                Some(offset) => (block, (*span_at(offset)).fixed.bytes.get()),
+                Some(offset) => Ok((block, (*span_at(offset)).fixed.bytes.get())),
                 // Null, or libc's.
                 None => return block,
             }
         };
-        block.add(size).cast::<u64>().write_unaligned(guard_word(block as usize));
-        let site = pack(at);
-        *trailer(block as usize, room) = Trailer { size, site, seal: seal(block as usize, size, site) ^ LIVE_SEAL };
+        let Ok((block, room)) = found else { return from_heap(heap, size, limited) };
+        close(block, size, room);
+        if let Some(site) = at {
+            let slack = (room - TRAILER - SITE - size) as u64;
+            block.add(size).cast::<u64>().write_unaligned(FILL);
+            *block.add(room - TRAILER - SITE).cast::<u64>() = pack(site);
+            *trailer(block as usize, room) = seal(block as usize) ^ (slack << SLACK_SHIFT | HAS_SITE);
+        }
         block
     }
 }
 
 /// A block that remembers where it was asked for, in every mode. For `_osip_malloc`.
 pub fn malloc_at(size: usize, at: Site) -> *mut u8 {
-    match start::enter() {
-        // SAFETY: the thread's own heap.
-        Entry::Heap(heap) | Entry::Watched(heap) => unsafe { malloc(heap, size, true, at) },
-        // SAFETY: the heap comes with its lock held.
-        Entry::Late => start::with_late_heap(|heap| unsafe { malloc(heap, size, true, at) }),
-        Entry::Libc => next::malloc(size),
-    }
+    malloc_entry(size, true, at)
 }
 
 /// The same for `_osip_realloc`.
@@ -206,124 +259,131 @@ struct Known {
     size: usize,
 }
 
+/// The fast way: the room of a sound block in a span of its class, and its size. Where the trailer has the right seal, that
+/// is a block, and not a free one, so nothing else has to be looked at.
+///
+/// # Safety
+/// `span` describes the slice that the block lies in.
+#[inline(always)]
+unsafe fn glance(span: *mut Span, block: *mut u8) -> Option<(usize, usize)> {
+    // SAFETY: as for this function; what is read lies in a slice that is in use.
+    unsafe {
+        let room = (*span).fixed.size.get() as usize;
+        if (*span).kind() != kind::BLOCKS || (block as usize & (SLICE - 1)) + room > SLICE {
+            return None;
+        }
+        let plain = *trailer(block as usize, room) ^ seal(block as usize);
+        let size = size_from(plain, room)?;
+        slack_is_whole(block, size, (plain >> SLACK_SHIFT & SLACK_MASK) as usize).then_some((room, size))
+    }
+}
+
 /// Checks a block that is to be freed or resized.
 ///
 /// # Safety
 /// The block lies in the range.
-#[inline]
-unsafe fn examine(block: *mut u8, verb: &str) -> Known {
-    let at = block as usize;
-    // SAFETY: as for this function; what is read lies in a block of the pool.
+unsafe fn examine(block: *mut u8, verb: &'static str) -> Known {
+    let span = span_at(offset_of(block as usize).unwrap_or(0));
+    // SAFETY: as for this function.
     unsafe {
-        let offset = offset_of(at).unwrap_or(0);
-        let first = span_at(offset);
-        // A span of one slice is by far the most frequent: its blocks are told by one multiplication.
-        let plain = (*first).kind() == kind::BLOCKS
-            && (*first).is_start(offset & (SLICE - 1))
-            && !(*first).looks_free(*block.cast::<u64>());
-        let span = if plain {
-            first
-        } else {
-            if (*first).kind() == kind::GUARDED {
-                return Known { span: first, room: 0, size: guarded::size(first, at, verb) };
-            }
-            match checked_span(first, block) {
-                Ok(span) => span,
-                Err(misuse) => misuse::report(misuse, at, verb),
-            }
+        match glance(span, block) {
+            Some((room, size)) => Known { span, room, size },
+            None => examine_closely(span, block, verb),
+        }
+    }
+}
+
+/// The same for all that is not a sound block in a span of its class.
+#[cold]
+#[inline(never)]
+unsafe fn examine_closely(first: *mut Span, block: *mut u8, verb: &'static str) -> Known {
+    let at = block as usize;
+    // SAFETY: as for `examine`.
+    unsafe {
+        if (*first).kind() == kind::GUARDED {
+            return Known { span: first, room: 0, size: guarded::size(first, at, verb) };
+        }
+        let span = match checked_span(first, block) {
+            Ok(span) => span,
+            Err(misuse) => misuse::report(misuse, at, verb),
         };
-        let room =
-            if (*span).kind() == kind::LARGE { (*span).fixed.bytes.get() } else { (*span).fixed.size.get() as usize };
-        if room < EXTRA {
+        let room = block_size(span, block);
+        if room < 2 * TRAILER {
             misuse::report(Misuse::NotABlock, at, verb);
         }
-        let end = &*trailer(at, room);
-        let plain = end.seal ^ seal(at, end.size, end.site);
-        if plain != LIVE_SEAL {
-            misuse::report(if plain == FREE_SEAL { Misuse::DoubleFree } else { Misuse::Overflow }, at, verb);
+        let plain = *trailer(at, room) ^ seal(at);
+        if plain & !FIELDS == FREED {
+            misuse::report(Misuse::DoubleFree, at, verb);
         }
-        if block.add(end.size).cast::<u64>().read_unaligned() != guard_word(at) {
-            misuse::report(Misuse::Overflow, at, verb);
+        match size_from(plain, room) {
+            Some(size) if slack_is_whole(block, size, (plain >> SLACK_SHIFT & SLACK_MASK) as usize) => {
+                Known { span, room, size }
+            }
+            _ => misuse::report(Misuse::Overflow, at, verb),
         }
-        Known { span, room, size: end.size }
     }
 }
 
 /// # Safety
-/// As the front door's `free`; the block is ours.
-pub unsafe fn free(block: *mut u8) {
-    // SAFETY: examined before anything is done with it.
+/// As the front door's `free`; `span` describes the slice that the block lies in.
+#[inline(never)]
+pub unsafe extern "C" fn free(span: *mut Span, block: *mut u8) {
+    // SAFETY: looked at before anything is done with it; the thread's own heap.
     unsafe {
-        let Known { span, room, .. } = examine(block, "free");
+        let own = tls::tls().own.get();
+        match glance(span, block) {
+            Some((room, _)) if !own.is_null() => {
+                *trailer(block as usize, room) ^= FREED;
+                poison(block, room);
+                if (*span).fixed.owner.load(Ordering::Relaxed) != own {
+                    (*own).send(span, block);
+                } else if (*span).push_later(block) == (*span).own.trigger.get() {
+                    (*own).on_trigger(span);
+                }
+            }
+            _ => free_closely(span, block),
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn free_closely(span: *mut Span, block: *mut u8) {
+    // SAFETY: as for `free`.
+    unsafe {
+        let Known { span, room, .. } = examine_closely(span, block, "free");
         if room == 0 {
             return guarded::free(span);
         }
-        (*trailer(block as usize, room)).seal ^= LIVE_SEAL ^ FREE_SEAL;
-        let heap = match start::enter() {
-            Entry::Watched(heap) if start::mode() == Mode::Checked && room <= QUARANTINE_MAX => heap,
-            _ => return release(span, block),
-        };
-        poison(block, room);
-        let ring = &(*heap).ring;
-        let next = (ring.next.get() + 1) % QUARANTINE;
-        ring.next.set(next);
-        let left = ring.blocks[next].replace(block as usize);
-        if left != 0 {
-            let first = span_at(offset_of(left).unwrap_or(0));
-            let span =
-                if (*first).kind() == kind::PART { first.sub((*first).fixed.back.get() as usize) } else { first };
-            leave_quarantine(span, left as *mut u8);
+        *trailer(block as usize, room) ^= FREED;
+        if (*span).kind() == kind::BLOCKS {
+            poison(block, room);
         }
+        release(span, block);
     }
 }
 
-/// The first words of a block, and some more where it is long enough.
-#[inline(always)]
-unsafe fn poison(block: *mut u8, room: usize) {
-    // SAFETY: every block here has at least 32 bytes, and those of 96 have 72 before their trailer.
-    unsafe {
-        block.cast::<[u64; 1]>().write([DEAD; 1]);
-        if room >= 96 {
-            block.add(8).cast::<[u64; 8]>().write([DEAD; 8]);
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn leave_quarantine(span: *mut Span, block: *mut u8) {
-    // SAFETY: a block in quarantine is free and nobody's; its span cannot have gone.
-    unsafe {
-        let room = (*span).fixed.size.get() as usize;
-        let end = &*trailer(block as usize, room);
-        let mut changed =
-            *block.cast::<u64>() ^ DEAD | (end.seal ^ seal(block as usize, end.size, end.site) ^ FREE_SEAL);
-        if room >= 96 {
-            for word in &*block.add(8).cast::<[u64; 8]>() {
-                changed |= word ^ DEAD;
-            }
-        }
-        if changed != 0 {
-            misuse::report(Misuse::WriteAfterFree, block as usize, "quarantine");
-        }
-        free_checked(tls::empty(), span, block);
-    }
-}
-
-/// Lets all blocks of a heap out of quarantine.
+/// What a long block has behind its first word while it is free.
 ///
 /// # Safety
-/// The caller's thread has claimed the heap.
-pub unsafe fn empty_quarantine(ring: &Ring) {
-    for slot in &ring.blocks {
-        let left = slot.replace(0);
-        if let (true, Some(offset)) = (left != 0, offset_of(left)) {
-            // SAFETY: as in `free`.
-            unsafe {
-                let first = span_at(offset);
-                let span =
-                    if (*first).kind() == kind::PART { first.sub((*first).fixed.back.get() as usize) } else { first };
-                leave_quarantine(span, left as *mut u8);
-            }
+/// A block of `room` bytes that is ours.
+#[inline(always)]
+pub unsafe fn poison(block: *mut u8, room: usize) {
+    if room >= LONG {
+        // SAFETY: as for this function; before site and trailer.
+        unsafe { block.add(8).cast::<[u64; LONG_WORDS]>().write_unaligned([DEAD; LONG_WORDS]) };
+    }
+}
+
+/// # Safety
+/// As [`poison`]; the block was free until now.
+#[inline(always)]
+unsafe fn check_poison(block: *mut u8, room: usize) {
+    if room >= LONG {
+        // SAFETY: as for this function.
+        let words = unsafe { block.add(8).cast::<[u64; LONG_WORDS]>().read_unaligned() };
+        if words.iter().fold(0, |changed, word| changed | (word ^ DEAD)) != 0 {
+            misuse::corrupted_block(block as usize);
         }
     }
 }
@@ -353,7 +413,7 @@ pub unsafe fn realloc(block: *mut u8, size: usize, limited: bool, at: Site) -> *
     unsafe {
         let had = examine(block, "realloc").size;
         if size == 0 {
-            free(block);
+            super::free(block);
             return null_mut();
         }
         let moved = match start::enter() {
@@ -363,7 +423,7 @@ pub unsafe fn realloc(block: *mut u8, size: usize, limited: bool, at: Site) -> *
         };
         if !moved.is_null() {
             copy_nonoverlapping(block, moved, had.min(size));
-            free(block);
+            super::free(block);
         }
         moved
     }
@@ -378,20 +438,24 @@ pub fn report_leaks() {
     let slices = PAGES.with(|pages| pages.frontier());
     let mut each = |at: usize, room: usize| {
         // SAFETY: a block of a span in use; one that was never handed out has no valid seal.
-        let end = unsafe { &*trailer(at, room) };
-        if end.seal != seal(at, end.size, end.site) ^ LIVE_SEAL {
-            return;
-        }
+        let plain = unsafe { *trailer(at, room) } ^ seal(at);
+        let Some(size) = size_from(plain, room) else { return };
+        let site = if plain & HAS_SITE == 0 {
+            0
+        } else {
+            // SAFETY: the trailer says that there is one before it.
+            unsafe { *((at + room - TRAILER - SITE) as *const u64) }
+        };
         blocks += 1;
-        bytes += end.size;
-        let class = if end.site == 0 { room } else { 0 };
-        match sites[..used].iter_mut().find(|s| s.0 == end.site && s.1 == class) {
+        bytes += size;
+        let class = if site == 0 { room } else { 0 };
+        match sites[..used].iter_mut().find(|s| s.0 == site && s.1 == class) {
             Some(entry) => {
                 entry.2 += 1;
-                entry.3 += end.size;
+                entry.3 += size;
             }
             None if used < SITES => {
-                sites[used] = (end.site, class, 1, end.size);
+                sites[used] = (site, class, 1, size);
                 used += 1;
             }
             None => unlisted += 1,
@@ -404,10 +468,13 @@ pub fn report_leaks() {
         match span.kind() {
             kind::BLOCKS => {
                 let size = span.fixed.size.get() as usize;
-                if size >= EXTRA {
-                    (0..span.own.fresh.get() as usize / size).for_each(|n| each(base + n * size, size));
+                if size >= 2 * TRAILER {
+                    let fresh = span.fixed.fresh.load(Ordering::Relaxed) as usize;
+                    (0..fresh / size).for_each(|n| each(base + n * size, size));
                 }
             }
+            // SAFETY: the kind says so.
+            kind::REGION => unsafe { runs::each_block(span, &mut each) },
             kind::LARGE => each(base, span.fixed.bytes.get()),
             _ => {}
         }

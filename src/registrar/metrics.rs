@@ -28,6 +28,8 @@ pub struct Counters {
     pub refused: Counter,
     /// Changes that went into the spool.
     pub spooled: Counter,
+    /// Rows of other servers that were looked at.
+    pub polled: Counter,
     /// Waiters that were given up.
     pub timeouts: Counter,
     pub expired: Counter,
@@ -56,6 +58,7 @@ impl<W: Send + 'static> Registrar<W> {
             ("store_outages_total", "Times that a writer found the database gone.", &c.outages),
             ("store_refused_total", "Changes that the database refused.", &c.refused),
             ("spooled_total", "Changes that went into the spool.", &c.spooled),
+            ("polled_total", "Rows of other servers that were looked at.", &c.polled),
             ("timeouts_total", "Requests given up while they waited for the database.", &c.timeouts),
         ] {
             out.counter(&name(what), help, &[], counter.get());

@@ -20,10 +20,12 @@
 
 mod auth;
 mod cache;
+pub mod import;
 mod loader;
 mod metrics;
 mod options;
 mod partition;
+mod peers;
 mod reply;
 mod request;
 mod rules;
@@ -43,12 +45,12 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::sip::{AorKey, Message};
 use auth::{Authenticator, Verdict};
-use cache::{Cache, Policy, Shard, Spot};
+use cache::{Cache, Policy, Removal, Shard, Spot};
 use loader::{Gate, Loader, Waiter, What};
 use partition::Partition;
 use rules::Step;
 use spool::Spool;
-use store::{Kind, Session, Store, StoreError};
+use store::{Kind, Session, Store, StoreError, Widths};
 use users::{Known, Users};
 use writer::Writer;
 
@@ -117,6 +119,8 @@ pub(crate) struct Shared<W> {
     store: Option<Arc<dyn Store>>,
     partitions: Box<[Partition<W>]>,
     spool: Option<Spool>,
+    /// Where the table takes less than ours.
+    widths: Option<Widths>,
     loader: Loader<W>,
     sink: Box<dyn Sink<W>>,
     counters: Counters,
@@ -140,20 +144,21 @@ impl<W> Shared<W> {
 
     /// How many addresses-of-record without bindings a shard remembers.
     fn keep(&self) -> usize {
-        if self.cache.complete() {
+        if self.cache.complete() && !self.options.store.shared {
             0
-        } else if self.options.preload {
+        } else if !self.cache.complete() && self.options.preload {
             // While the table is streamed in nothing is forgotten: a row read earlier could bring it back.
             usize::MAX
         } else {
-            // What a round of the loader brought in must still be there when its requests run again.
+            // What a round of the loader brought in must still be there when its requests run again; and a poll that was
+            // under way when a binding was removed must not bring it back.
             (self.options.known_empty / self.cache.shards() as usize).max(loader::ROUND)
         }
     }
 
     /// Whether a record's last change is in the database.
     fn durable(&self, index: u32) -> impl Fn(u32) -> bool + '_ {
-        let matters = self.policy() == Policy::Now || !self.cache.complete();
+        let matters = self.policy() == Policy::Now || !self.cache.complete() || self.options.store.shared;
         let partition = self.partition_of(index).filter(|_| matters);
         move |handed| partition.is_none_or(|partition| partition.is_stored(handed))
     }
@@ -233,8 +238,10 @@ impl<W: Send + 'static> Registrar<W> {
         };
         let writes = options.mode != Mode::Memory;
         let mut sessions = Vec::new();
+        let mut widths = None;
         if let Some(store) = &store {
             store.prepare()?;
+            widths = Some(store.widths()?).filter(|widths| *widths != Widths::default());
             let writers = if options.writers == 0 { store.writers() } else { options.writers };
             for _ in 0..if writes { writers } else { 0 } {
                 sessions.push(store.connect()?);
@@ -247,7 +254,7 @@ impl<W: Send + 'static> Registrar<W> {
             _ => None,
         };
         let shared = Arc::new(Shared {
-            cache: Cache::new(options.shards, !writes),
+            cache: Cache::new(options.shards, !writes, options.store.shared),
             users: Users::new(options.user_cache, options.user_ttl, options.no_user_ttl),
             authenticator: Authenticator::new(&options),
             partitions: sessions.iter().map(|_| Partition::new()).collect(),
@@ -259,6 +266,7 @@ impl<W: Send + 'static> Registrar<W> {
             stopped: Condvar::new(),
             store,
             spool,
+            widths,
             clock,
             options,
         });
@@ -295,6 +303,9 @@ impl<W: Send + 'static> Registrar<W> {
         if writes && registrar.shared.options.preload {
             start("preload", |shared| shared.run_preload(None))?;
         }
+        if writes && registrar.shared.options.store.shared {
+            start("peers", |shared| shared.run_peers())?;
+        }
         Ok(registrar)
     }
 
@@ -303,6 +314,9 @@ impl<W: Send + 'static> Registrar<W> {
         let shared = &*self.shared;
         if let Err(rejection) = rules::check(request) {
             return self.reject(rejection, reply);
+        }
+        if let Some(column) = shared.widths.as_ref().and_then(|widths| request.too_long_for(widths)) {
+            return self.reject(Rejection::TooLong(column), reply);
         }
         if shared.closing() && shared.options.mode != Mode::Memory {
             return self.reject(Rejection::StoreBusy { retry_after: shared.options.retry_after }, reply);
@@ -621,13 +635,14 @@ fn apply(
         }
     }
     let slot = slot?;
+    let by = Removal { call_id: request.call_id, cseq: request.cseq, now };
     if plan.all {
         for index in (0..shard.bindings(slot).len()).rev() {
-            shard.remove(slot, index, policy, emit);
+            shard.bury(slot, index, by, policy, emit);
         }
     }
     for index in plan.removed() {
-        shard.remove(slot, usize::from(*index), policy, emit);
+        shard.bury(slot, usize::from(*index), by, policy, emit);
     }
     Some(slot)
 }

@@ -85,6 +85,9 @@ pub struct Options {
     /// Without `preload`: how many addresses-of-record are remembered to have no bindings. Default 65,536.
     pub known_empty: usize,
 
+    /// With `store.shared`: how often the other servers' changes are asked for. Default 400 ms.
+    pub poll_interval: Duration,
+
     /// Connections that write. Default 0: as the store proposes (MySQL 2, SQLite 1).
     pub writers: usize,
     /// Changes per transaction. Default 100, where larger batches stop paying.
@@ -142,6 +145,7 @@ impl Default for Options {
             shards: 256,
             preload: true,
             known_empty: 65_536,
+            poll_interval: Duration::from_millis(400),
             writers: 0,
             batch: 100,
             flush_interval: Duration::from_secs(1),
@@ -179,6 +183,8 @@ impl Options {
             "max_expires must be above 0 and not below min_expires"
         } else if !(1..=1000).contains(&self.max_contacts) {
             "max_contacts must lie between 1 and 1000"
+        } else if self.store.shared && self.store.server_id == 0 {
+            "several servers on one table need a server_id each, from 1 on, and no two the same"
         } else if self.batch == 0 || self.queue == 0 || self.load_queue == 0 {
             "batch, queue and load_queue must be above 0"
         } else if self.writers > 64 {

@@ -138,10 +138,15 @@ impl<W> Partition<W> {
         before(handed, self.done.load(Ordering::Acquire))
     }
 
+    /// Tickets before this one are in the database: a SELECT that is sent now sees them.
+    pub fn mark(&self) -> u64 {
+        let mark = if self.spooling() { &self.stored } else { &self.done };
+        mark.load(Ordering::Acquire)
+    }
+
     /// Whether the database has it: a SELECT would find it.
     pub fn is_stored(&self, handed: u32) -> bool {
-        let mark = if self.spooling() { &self.stored } else { &self.done };
-        before(handed, mark.load(Ordering::Acquire))
+        before(handed, self.mark())
     }
 
     pub fn spooling(&self) -> bool {
@@ -440,7 +445,8 @@ pub(super) enum Replay {
     Closing,
 }
 
-fn before(handed: u32, mark: u64) -> bool {
+/// Whether the ticket that a record remembers stands before a mark.
+pub(super) fn before(handed: u32, mark: u64) -> bool {
     (mark as u32).wrapping_sub(handed).wrapping_sub(1) < 1 << 31
 }
 

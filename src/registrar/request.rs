@@ -1,7 +1,7 @@
 //! A REGISTER as the rules see it, and how it is read out of the view of a message.
 
 use super::rules::Rejection;
-use super::store::{Aor, Column, Key, NO_METHODS, NO_Q, Row, too_long};
+use super::store::{Aor, Column, Key, NO_METHODS, NO_Q, Row, Widths, too_long};
 use crate::sip::uri::{Scheme, Uri};
 use crate::sip::{self, AorKey, HeaderName, Message, ParseError};
 
@@ -111,6 +111,11 @@ impl<'a> RegisterRequest<'a> {
             methods: self.methods,
             server_id: 0,
         }
+    }
+
+    /// The first of its values that a table with these columns could not take.
+    pub(crate) fn too_long_for(&self, widths: &Widths) -> Option<Column> {
+        self.contacts.iter().find_map(|contact| widths.too_long(&self.row(contact, 0, 0)))
     }
 
     /// The first of its values that its column could not take.

@@ -27,7 +27,9 @@ impl<W: Send + 'static> Shared<W> {
     /// Removes what has expired by `now`; the number of bindings.
     pub(super) fn expire(&self, now: u32) -> usize {
         // Nobody waits for the deletion of what expired, so in write_through too the writer fetches it.
-        let policy = if self.policy() == Policy::Never { Policy::Never } else { Policy::Later };
+        // Where other servers write too, the row may be another's by now: the sweeper looks at the row itself.
+        let never = self.policy() == Policy::Never || self.options.store.shared;
+        let policy = if never { Policy::Never } else { Policy::Later };
         let mut sum = 0;
         for index in 0..self.cache.shards() {
             loop {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use partyline::net::{
     CloseReason, Conn, Event, Reactor, Ready, SendBatch, StreamEvents, StreamMessage, StreamOptions, StreamReader,
-    Streams, TcpAcceptor, TcpOptions,
+    Streams, Taken, TcpAcceptor, TcpOptions,
 };
 use partyline::observe::Text;
 
@@ -53,8 +53,9 @@ impl StreamEvents for Log {
     fn error(&self, conn: &Conn, error: &std::io::Error) {
         self.add(conn, format!("error {error}"));
     }
-    fn received(&self, conn: &Conn, message: &[u8]) {
+    fn received(&self, conn: &Conn, message: &[u8]) -> Taken {
         self.add(conn, format!("received {}", message.len()));
+        Taken::Pass
     }
     fn sent(&self, conn: &Conn, bytes: usize) {
         self.add(conn, format!("sent {bytes}"));

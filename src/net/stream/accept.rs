@@ -9,6 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Streams;
 use super::table::Ends;
+use super::tls::TlsServer;
 use crate::net::BATCH;
 use crate::net::error::{BindError, Transport};
 use crate::net::reactor::Mark;
@@ -24,11 +25,13 @@ pub struct TcpOptions {
     pub backlog: i32,
     /// An IPv6 wildcard takes IPv6 only. Default true.
     pub v6_only: bool,
+    /// TLS is spoken, with these certificates. Default none.
+    pub tls: Option<Arc<TlsServer>>,
 }
 
 impl Default for TcpOptions {
     fn default() -> Self {
-        TcpOptions { backlog: 1024, v6_only: true }
+        TcpOptions { backlog: 1024, v6_only: true, tls: None }
     }
 }
 
@@ -36,14 +39,14 @@ impl Default for TcpOptions {
 pub struct TcpAcceptor {
     listener: polling::TcpListener,
     local: SocketAddr,
+    tls: Option<Arc<TlsServer>>,
     pub(in crate::net) mark: Mark,
 }
 
 impl TcpAcceptor {
     pub fn bind(addr: SocketAddr, options: &TcpOptions) -> Result<TcpAcceptor, BindError> {
-        let failed = |step: &'static str| {
-            move |source| BindError { transport: Transport::Tcp, addr, step: step.to_owned(), source }
-        };
+        let transport = if options.tls.is_some() { Transport::Tls } else { Transport::Tcp };
+        let failed = |step: &'static str| move |source| BindError { transport, addr, step: step.to_owned(), source };
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))
             .map_err(failed("open a socket"))?;
         if addr.is_ipv6() {
@@ -58,7 +61,7 @@ impl TcpAcceptor {
         socket.set_nonblocking(true).map_err(failed("set non-blocking"))?;
         let listener = polling::TcpListener::from_std(socket.into());
         let local = listener.local_addr().map_err(failed("read the local address"))?;
-        Ok(TcpAcceptor { listener, local, mark: Mark::default() })
+        Ok(TcpAcceptor { listener, local, tls: options.tls.clone(), mark: Mark::default() })
     }
 
     pub fn local_addr(&self) -> SocketAddr {
@@ -92,7 +95,15 @@ impl Streams {
             let Ok(local) = stream.local_addr() else { continue };
             // Fails only for a connection that is gone; the first read finds out.
             let _ = stream.set_nodelay(true);
-            match self.adopt(stream, Ends { peer, local, incoming: true }) {
+            let transport = if acceptor.tls.is_some() { Transport::Tls } else { Transport::Tcp };
+            let tls = match acceptor.tls.as_ref().map(|server| server.session()).transpose() {
+                Ok(session) => session,
+                Err(error) => {
+                    tracing::warn!(%error, %peer, "no TLS session");
+                    continue;
+                }
+            };
+            match self.adopt(stream, Ends { peer, local, incoming: true, transport }, tls) {
                 Ok(Some(_)) => accepted += 1,
                 // Over a limit: closed at once, which tells the peer more than silence.
                 Ok(None) => {}

@@ -12,7 +12,9 @@ use std::sync::atomic::Ordering;
 use super::Streams;
 use super::events::CloseReason;
 use super::table::{ConnId, Ends, Pin, Slot, flag};
+use crate::net::error::Transport;
 use crate::net::reply::ReplyTo;
+use crate::net::sys::polling;
 
 /// A connection, held: its object is not used for another one while this exists, though it may be closed. Cheap to
 /// clone, usable from any thread.
@@ -53,7 +55,12 @@ impl Conn {
     /// Also after it was closed.
     pub fn ends(&self) -> Ends {
         let nowhere = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-        self.pin.slot.ends.read().unwrap_or(Ends { peer: nowhere, local: nowhere, incoming: false })
+        self.pin.slot.ends.read().unwrap_or(Ends {
+            peer: nowhere,
+            local: nowhere,
+            incoming: false,
+            transport: Transport::Tcp,
+        })
     }
 
     pub fn peer(&self) -> SocketAddr {
@@ -84,6 +91,9 @@ impl Conn {
         if slot.reason.compare_exchange(0, reason as u8, Ordering::SeqCst, Ordering::SeqCst).is_err() {
             return;
         }
+        if self.is_secure() {
+            self.say_goodbye();
+        }
         if let Some(stream) = &*slot.stream.read() {
             // It fails when the peer was first: then it is shut down already.
             let _ = stream.shutdown(Shutdown::Both);
@@ -91,9 +101,16 @@ impl Conn {
         self.finish_if_free();
     }
 
-    /// For who has just set `reason` or let go of BUSY.
+    /// For who has just set `reason` or let go of BUSY. Where somebody watches, this thread may be anyone's, or lead, and
+    /// the watcher may block: the connection ends with the next [`super::StreamReady`].
     pub(super) fn finish_if_free(&self) {
         let slot = self.slot();
+        if self.streams.events.is_some() {
+            if slot.reason.load(Ordering::SeqCst) != 0 {
+                self.mark();
+            }
+            return;
+        }
         let closing = slot.reason.load(Ordering::SeqCst) != 0;
         if closing && slot.flags.fetch_or(flag::BUSY, Ordering::SeqCst) & flag::BUSY == 0 {
             self.finish();
@@ -106,6 +123,11 @@ impl Conn {
         let ends = self.ends();
         let stream = slot.stream.write().take();
         let Some(mut stream) = stream else { return };
+        self.tell();
+        let failure = slot.failure.swap(0, Ordering::SeqCst);
+        if failure != 0 {
+            self.report(&io::Error::from_raw_os_error(failure));
+        }
         if let Err(error) = self.streams.registry.deregister(&mut stream) {
             tracing::debug!(%error, "a connection was not registered");
         }
@@ -117,6 +139,7 @@ impl Conn {
             self.streams.rings.put(ring);
         }
         *slot.output.lock() = super::output::Output::default();
+        *slot.tls.lock() = None;
         let reason = CloseReason::of(slot.reason.load(Ordering::SeqCst));
         self.streams.counters.closed[reason as usize - 1].inc();
         // A descriptor is free again.
@@ -128,9 +151,55 @@ impl Conn {
         self.streams.table.unpin(slot);
     }
 
+    /// With BUSY held.
     pub(super) fn report(&self, error: &io::Error) {
         if let Some(events) = &self.streams.events {
             events.error(self, error);
+        }
+    }
+
+    /// Tells the watchers what has happened elsewhere. With BUSY held.
+    pub(super) fn tell(&self) {
+        let Some(events) = &self.streams.events else { return };
+        let slot = self.slot();
+        let news = slot.flags.fetch_and(!(flag::NEW | flag::WROTE), Ordering::SeqCst);
+        if news & flag::NEW != 0 {
+            events.connected(self);
+        }
+        if news & flag::WROTE != 0 {
+            let bytes = slot.wrote.swap(0, Ordering::SeqCst);
+            if bytes > 0 {
+                events.sent(self, bytes);
+            }
+        }
+    }
+
+    /// Leaves something to [`Conn::tell`]: for who has BUSY, else for the next leader.
+    pub(super) fn leave_news(&self, what: u32) {
+        if self.slot().flags.fetch_or(what, Ordering::SeqCst) & flag::BUSY == 0 {
+            self.mark();
+        }
+    }
+
+    /// A number that a watcher has left with the connection; 0 at first.
+    pub fn tag(&self) -> usize {
+        self.slot().tag.load(Ordering::SeqCst)
+    }
+
+    pub fn set_tag(&self, tag: usize) {
+        self.slot().tag.store(tag, Ordering::SeqCst);
+    }
+
+    /// Takes what the peer has sent from the system and throws it away: a connection that is closed with unread input is
+    /// reset, and what is still on the way to the peer is lost with it.
+    pub(super) fn discard_input(&self) {
+        let mut waste = [0; 4096];
+        if let Some(stream) = &*self.slot().stream.read() {
+            for _ in 0..256 {
+                if !polling::read(stream, &mut waste).is_ok_and(|count| count > 0) {
+                    break;
+                }
+            }
         }
     }
 

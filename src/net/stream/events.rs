@@ -29,10 +29,14 @@ pub enum CloseReason {
     Framing,
     /// This program closed it.
     Local,
+    /// The TLS handshake failed, or a record could not be read.
+    Tls,
+    /// The TLS handshake did not end in time.
+    TlsTooSlow,
 }
 
 impl CloseReason {
-    pub(super) const ALL: [CloseReason; 10] = [
+    pub const ALL: [CloseReason; 12] = [
         CloseReason::Peer,
         CloseReason::Reset,
         CloseReason::ConnectFailed,
@@ -43,6 +47,8 @@ impl CloseReason {
         CloseReason::SlowReader,
         CloseReason::Framing,
         CloseReason::Local,
+        CloseReason::Tls,
+        CloseReason::TlsTooSlow,
     ];
 
     pub fn name(self) -> &'static str {
@@ -57,6 +63,8 @@ impl CloseReason {
             CloseReason::SlowReader => "slow_reader",
             CloseReason::Framing => "framing",
             CloseReason::Local => "local",
+            CloseReason::Tls => "tls",
+            CloseReason::TlsTooSlow => "tls_too_slow",
         }
     }
 
@@ -65,9 +73,22 @@ impl CloseReason {
     }
 }
 
-/// Callbacks for a program that watches its connections. Called on the thread on which it happens, never under a lock
-/// of this room; a callback may send, close, and keep a clone of the [`Conn`]. For one connection, `connected` comes
-/// first, `disconnected` last and once; `sent` may be called at the same time as others.
+/// What a watcher has done with a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// Nothing: it is handled as if nobody watched.
+    Pass,
+    /// All that there was to do.
+    Done,
+    /// It will be answered: the connection waits for that when its peer closes its side.
+    Owed,
+}
+
+/// Callbacks for a program that watches its connections. They are called by whoever handles the connection, so one at
+/// a time for each, in the order in which things happened, never under a lock of this room: what happens elsewhere (a
+/// send or a close on another thread, a limit of time) waits for the next [`super::StreamReady`]. A callback may block
+/// (see [`super::StreamReady::may_block`]), send, close, and keep a clone of the [`Conn`]. For one connection,
+/// `connected` comes first, `disconnected` last and once.
 pub trait StreamEvents: Send + Sync {
     fn connected(&self, _conn: &Conn) {}
     /// Also for a connection that could never be opened.
@@ -75,8 +96,10 @@ pub trait StreamEvents: Send + Sync {
     /// A system call failed, or the stream broke framing (`InvalidData`). `disconnected` follows where it is fatal.
     fn error(&self, _conn: &Conn, _error: &io::Error) {}
     /// A whole message, before it is handled.
-    fn received(&self, _conn: &Conn, _message: &[u8]) {}
-    /// The system took so many bytes.
+    fn received(&self, _conn: &Conn, _message: &[u8]) -> Taken {
+        Taken::Pass
+    }
+    /// The system took so many bytes since the last call.
     fn sent(&self, _conn: &Conn, _bytes: usize) {}
 }
 

@@ -10,9 +10,10 @@ use std::time::Instant;
 
 use super::Streams;
 use super::conn::Conn;
-use super::events::{CloseReason, Framing};
+use super::events::{CloseReason, Framing, Taken};
 use super::ring::Ring;
 use super::table::flag;
+use super::tls::Pulled;
 use crate::net::BATCH;
 use crate::net::framer::{FrameError, SipFramer, Step};
 use crate::net::sys::polling;
@@ -29,6 +30,7 @@ pub(super) enum Due {
     Idle,
     /// The input has ended, answers may still go out.
     Linger,
+    Handshake,
 }
 
 impl Due {
@@ -38,7 +40,8 @@ impl Due {
 
     /// Whether it is for the peer to send something.
     pub(super) fn is_peers(packed: u64) -> bool {
-        (Due::FirstBytes as u64..=Due::Idle as u64).contains(&(packed & 7))
+        let what = packed & 7;
+        (Due::FirstBytes as u64..=Due::Idle as u64).contains(&what) || what == Due::Handshake as u64
     }
 
     pub(super) fn reason(packed: u64) -> CloseReason {
@@ -47,6 +50,7 @@ impl Due {
             2 => CloseReason::SilentTooLong,
             3 => CloseReason::MessageTooSlow,
             4 => CloseReason::Idle,
+            6 => CloseReason::TlsTooSlow,
             _ => CloseReason::Peer,
         }
     }
@@ -66,6 +70,8 @@ pub(super) struct Input {
 pub struct StreamReader {
     spare: Option<Ring>,
     scratch: Vec<u8>,
+    /// TLS records.
+    wire: Vec<u8>,
 }
 
 impl StreamReader {
@@ -88,6 +94,7 @@ pub struct StreamMessage<'a> {
 /// goes to the next leader.
 pub struct StreamReady {
     conn: Conn,
+    handled: bool,
     /// Set while handling: still set in drop, the handler has panicked.
     torn: bool,
 }
@@ -95,7 +102,13 @@ pub struct StreamReady {
 impl StreamReady {
     /// For who has just set BUSY.
     pub(super) fn claimed(conn: Conn) -> Self {
-        StreamReady { conn, torn: false }
+        StreamReady { conn, handled: false, torn: false }
+    }
+
+    /// Whether handling it, and dropping it afterwards, calls watchers, or makes a TLS handshake: a leader gives
+    /// leadership away first.
+    pub fn may_block(&self) -> bool {
+        self.conn.streams().events.is_some() || self.conn.is_shaking()
     }
 
     pub fn conn(&self) -> &Conn {
@@ -110,6 +123,8 @@ impl StreamReady {
     pub fn handle(&mut self, reader: &mut StreamReader, mut sink: impl FnMut(StreamMessage<'_>)) -> usize {
         let mut handled = 0;
         self.torn = true;
+        self.handled = true;
+        self.conn.tell();
         while handled < BATCH && self.conn.is_open() {
             // The peer's hang-up is kept: it holds until the end has been read.
             let news = self.conn.slot().flags.fetch_and(!(flag::READABLE | flag::WRITABLE), Ordering::SeqCst);
@@ -199,32 +214,38 @@ impl StreamReady {
             if drained || !self.conn.is_open() {
                 break;
             }
-            let space = ring.space();
-            let room = space.len();
-            let result = match &*slot.stream.read() {
-                Some(stream) => polling::read(stream, space),
-                None => break,
-            };
-            match result {
-                Ok(0) => {
-                    self.peer_ended(&mut input);
-                    break;
-                }
-                Ok(count) => {
-                    ring.filled(count);
-                    bytes += count;
+            match self.pull(&mut ring, &mut reader.wire) {
+                Ok(pulled) => {
+                    bytes += pulled.bytes;
                     // Less than there was room for: that was all, and later bytes make a new event (epoll(7)). Not so
                     // after a hang-up, whose event has come already, nor where mio wants to see 'would block'.
-                    drained = cfg!(target_os = "linux") && count < room && !hung_up;
+                    drained = cfg!(target_os = "linux") && pulled.short && !hung_up;
+                    if pulled.ended {
+                        // What came before the end is still to be handled.
+                        if !input.ended {
+                            handled += self.frame(&mut input, &mut ring, &mut reader.scratch, budget - handled, sink);
+                        }
+                        if handled >= budget && !ring.is_empty() && !input.ended {
+                            slot.flags.fetch_or(flag::READABLE, Ordering::SeqCst);
+                        } else {
+                            self.peer_ended(&mut input);
+                        }
+                        break;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
                     self.conn.report(&error);
-                    self.conn.close(CloseReason::Reset);
+                    let broken = error.kind() == io::ErrorKind::InvalidData && self.conn.is_secure();
+                    self.conn.close(if broken { CloseReason::Tls } else { CloseReason::Reset });
                     break;
                 }
             }
+        }
+        if self.conn.is_shaking() && slot.read_due.load(Ordering::SeqCst) >> 3 <= streams.wheel.tick(Instant::now()) {
+            // Here as well: see below.
+            self.conn.close(CloseReason::TlsTooSlow);
         }
         if bytes > 0 {
             streams.counters.received_bytes.add(bytes as u64);
@@ -255,6 +276,22 @@ impl StreamReady {
         }
         *slot.input.lock() = input;
         handled
+    }
+
+    /// Reads what is there into the ring, through TLS where that is spoken.
+    fn pull(&self, ring: &mut Ring, wire: &mut Vec<u8>) -> io::Result<Pulled> {
+        let read = |room: &mut [u8]| match &*self.conn.slot().stream.read() {
+            Some(stream) => polling::read(stream, room),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        };
+        if self.conn.is_secure() {
+            return self.conn.pull_tls(wire, read, |plain| ring.push(plain));
+        }
+        let space = ring.space();
+        let room = space.len();
+        let bytes = read(space)?;
+        ring.filled(bytes);
+        Ok(Pulled { bytes, short: bytes < room, ended: bytes == 0 })
     }
 
     /// Hands out whole messages; returns how many.
@@ -341,14 +378,16 @@ impl StreamReady {
         let streams = self.conn.streams();
         streams.counters.received.inc();
         let data = ring.front(len, scratch);
-        // A response or an ACK is not answered.
-        if !data.starts_with(b"SIP/") && !data.starts_with(b"ACK ") {
+        // A response or an ACK is not answered. Counted first: the answer may come before the watcher returns.
+        let owed = !data.starts_with(b"SIP/") && !data.starts_with(b"ACK ");
+        if owed {
             self.conn.slot().unanswered.fetch_add(1, Ordering::SeqCst);
         }
-        if let Some(events) = &streams.events {
-            events.received(&self.conn, data);
+        match streams.events.as_ref().map_or(Taken::Pass, |events| events.received(&self.conn, data)) {
+            Taken::Pass => sink(StreamMessage { data, conn: &self.conn, error }),
+            Taken::Done if owed => self.conn.forgive(),
+            Taken::Done | Taken::Owed => {}
         }
-        sink(StreamMessage { data, conn: &self.conn, error });
         ring.discard(len);
     }
 
@@ -375,16 +414,24 @@ impl Drop for StreamReady {
             self.conn.close(CloseReason::Local);
         }
         let slot = self.conn.slot();
+        // Who gives it back unhandled may lead, or hold locks: watchers are not called then.
+        let tells = self.handled || self.conn.streams().events.is_none();
         loop {
-            if slot.reason.load(Ordering::SeqCst) != 0 {
-                self.conn.finish();
-                return;
+            if tells {
+                self.conn.tell();
+                if slot.reason.load(Ordering::SeqCst) != 0 {
+                    self.conn.finish();
+                    return;
+                }
             }
             let flags = slot.flags.load(Ordering::SeqCst);
+            if tells && flags & (flag::NEW | flag::WROTE) != 0 {
+                continue;
+            }
             let free = flags & !flag::BUSY;
             if slot.flags.compare_exchange(flags, free, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
                 self.conn.finish_if_free();
-                if flags & (flag::READABLE | flag::WRITABLE) != 0 {
+                if flags & (flag::READABLE | flag::WRITABLE | flag::NEW | flag::WROTE) != 0 {
                     self.conn.mark();
                 }
                 return;
@@ -403,6 +450,17 @@ impl Conn {
         let tick = self.streams().wheel.due(now, after);
         self.slot().read_due.store(what.pack(tick), Ordering::SeqCst);
         self.watch(tick);
+    }
+
+    /// TLS is set up; now the first message is awaited.
+    pub(super) fn handshake_ended(&self) {
+        self.due(Due::FirstBytes, self.streams().options.first_bytes, Instant::now());
+    }
+
+    /// A message will not be answered after all.
+    pub fn forgive(&self) {
+        let count = &self.slot().unanswered;
+        let _ = count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| Some(n.saturating_sub(1)));
     }
 
     /// Reading was held back and goes on: that time does not count.

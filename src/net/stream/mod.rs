@@ -1,4 +1,4 @@
-//! Stream connections (TCP): accepted, opened on demand, framed, answered, limited in time and number.
+//! Stream connections (TCP, TLS): accepted, opened on demand, framed, answered, limited in time and number.
 //!
 //! Promises:
 //! - A connection without an unfinished message and without unsent bytes holds no buffer; what it holds is its object,
@@ -16,6 +16,7 @@ mod input;
 mod output;
 mod ring;
 mod table;
+mod tls;
 mod wheel;
 
 use std::io;
@@ -29,13 +30,15 @@ use parking_lot::Mutex;
 
 pub use accept::{TcpAcceptor, TcpOptions};
 pub use conn::Conn;
-pub use events::{CloseReason, CustomFramer, Framing, StreamEvents, StreamFigures};
+pub use events::{CloseReason, CustomFramer, Framing, StreamEvents, StreamFigures, Taken};
 pub use input::{StreamMessage, StreamReader, StreamReady};
 pub use output::SendFailed;
 pub use table::{ConnId, Ends};
+pub use tls::{TlsFiles, TlsServer};
 
 pub(in crate::net) use table::is_stream;
 
+use super::error::Transport;
 use super::framer::{FramerLimits, SipFramer};
 use super::reactor::{Reactor, Signal};
 use super::sys::polling::{self, Registry};
@@ -44,6 +47,7 @@ use events::StreamCounters;
 use input::{Due, Input};
 use ring::RingPool;
 use table::{Full, Slot, Table, flag};
+use tls::Tls;
 use wheel::{TICK, Wheel};
 
 /// Bits of readiness, as the reactor passes them on.
@@ -78,6 +82,8 @@ pub struct StreamOptions {
     /// How long answers that are still owed may take when the peer has closed its side, or its stream broke. Default
     /// 5 s.
     pub linger: Duration,
+    /// How long a TLS handshake may take. Default 10 s.
+    pub handshake_limit: Duration,
     /// First size of a read buffer; one that holds a longer message grows. Default 8 KiB.
     pub buffer: usize,
     /// Read buffers kept for later. Default 256.
@@ -98,6 +104,7 @@ impl Default for StreamOptions {
             idle: Duration::from_secs(3900),
             write_limit: Duration::from_secs(10),
             linger: Duration::from_secs(5),
+            handshake_limit: Duration::from_secs(10),
             buffer: 8192,
             buffers_kept: 256,
         }
@@ -158,9 +165,14 @@ impl Streams {
         Some(Conn::new(Arc::clone(self), self.table.pin(ConnId::of_token(token))?))
     }
 
-    /// An open connection to `peer`, from `local` if that is given, whoever opened it.
+    /// An open TCP connection to `peer`, from `local` if that is given, whoever opened it.
     pub fn find(self: &Arc<Self>, peer: SocketAddr, local: Option<IpAddr>) -> Option<Conn> {
-        Some(Conn::new(Arc::clone(self), self.table.find(peer, local)?))
+        self.find_over(Transport::Tcp, peer, local)
+    }
+
+    /// As [`Streams::find`], over TCP or over TLS.
+    pub fn find_over(self: &Arc<Self>, transport: Transport, peer: SocketAddr, local: Option<IpAddr>) -> Option<Conn> {
+        Some(Conn::new(Arc::clone(self), self.table.find(transport, peer, local)?))
     }
 
     /// An open connection to `peer`, or a new one being opened: what is sent waits until it is there. Never blocks.
@@ -170,12 +182,17 @@ impl Streams {
             return Ok(conn);
         }
         let (stream, bound) = polling::connect(peer, local)?;
-        let ends = Ends { peer, local: bound, incoming: false };
-        self.adopt(stream, ends)?.ok_or_else(|| io::Error::other("too many stream connections"))
+        let ends = Ends { peer, local: bound, incoming: false, transport: Transport::Tcp };
+        self.adopt(stream, ends, None)?.ok_or_else(|| io::Error::other("too many stream connections"))
     }
 
     /// Takes a socket in: an object, a place in the table, the reactor's attention. `None`: a limit is reached.
-    fn adopt(self: &Arc<Self>, mut stream: polling::TcpStream, ends: Ends) -> io::Result<Option<Conn>> {
+    fn adopt(
+        self: &Arc<Self>,
+        mut stream: polling::TcpStream,
+        ends: Ends,
+        tls: Option<Box<Tls>>,
+    ) -> io::Result<Option<Conn>> {
         match self.table.admit(ends.peer.ip(), self.options.connections, self.options.per_source) {
             Ok(()) => {}
             Err(full) => {
@@ -186,8 +203,14 @@ impl Streams {
                 return Ok(None);
             }
         }
-        let conn = Conn::new(Arc::clone(self), self.table.take(ends));
+        let secure = tls.is_some();
+        let mut flags = if secure { flag::SECURE | flag::SHAKING } else { 0 };
+        if ends.incoming && self.events.is_some() {
+            flags |= flag::NEW;
+        }
+        let conn = Conn::new(Arc::clone(self), self.table.take(ends, flags));
         let slot = conn.slot();
+        *slot.tls.lock() = tls;
         *slot.input.lock() = Input { framer: SipFramer::new(self.options.limits), ..Input::default() };
         slot.output.lock().connecting = !ends.incoming;
         // Registered once for both directions, edge-triggered: nothing is ever re-armed.
@@ -195,6 +218,7 @@ impl Streams {
             self.registry.register(&mut stream, conn.id().token(), Interest::READABLE | Interest::WRITABLE);
         if let Err(error) = registered {
             drop(stream);
+            *slot.tls.lock() = None;
             self.table.dismiss(ends.peer.ip());
             self.table.unpin(slot);
             return Err(error);
@@ -204,9 +228,10 @@ impl Streams {
         let now = Instant::now();
         if ends.incoming {
             self.counters.accepted.inc();
-            conn.due(Due::FirstBytes, self.options.first_bytes, now);
-            if let Some(events) = &self.events {
-                events.connected(&conn);
+            if secure {
+                conn.due(Due::Handshake, self.options.handshake_limit, now);
+            } else {
+                conn.due(Due::FirstBytes, self.options.first_bytes, now);
             }
         } else {
             self.counters.opened.inc();
@@ -279,11 +304,28 @@ impl Streams {
         self.any_paused.store(true, Ordering::SeqCst);
     }
 
-    /// Closes every connection.
+    /// Closes every connection; watchers hear of it on this thread where no other is at work on one.
     pub fn close_all(self: &Arc<Self>) {
         for pin in self.table.pinned() {
-            Conn::new(Arc::clone(self), pin).close(CloseReason::Local);
+            let conn = Conn::new(Arc::clone(self), pin);
+            conn.discard_input();
+            conn.close(CloseReason::Local);
+            if conn.slot().flags.fetch_or(flag::BUSY, Ordering::SeqCst) & flag::BUSY == 0 {
+                let mut ready = StreamReady::claimed(conn);
+                ready.handle(&mut StreamReader::new(), |_| {});
+            }
         }
+    }
+
+    /// Connections whose peers have not taken all that was sent to them. Linear in what is open: for a stop.
+    pub fn unsent(&self) -> usize {
+        let open = |pin: &table::Pin| pin.slot.reason.load(Ordering::SeqCst) == 0;
+        let pins = self.table.pinned();
+        let count = pins.iter().filter(|pin| open(pin) && pin.slot.output.lock().unsent() > 0).count();
+        for pin in pins {
+            self.table.unpin(&pin.slot);
+        }
+        count
     }
 
     /// Connections that are open.

@@ -43,7 +43,7 @@ pub enum SendFailed {
 }
 
 /// The writer's own bytes: borrowed for the first, owned for what was queued.
-enum Chunk<'a> {
+pub(super) enum Chunk<'a> {
     Given(&'a [u8]),
     Queued(Vec<u8>, usize),
 }
@@ -108,15 +108,30 @@ impl Conn {
             if output.pending >= bound {
                 return Err(SendFailed::Full);
             }
-            output.pending += bytes.len();
+            let idle = output.is_idle();
+            let secure = self.is_secure();
+            if secure {
+                let sealed = self.seal_into(bytes, &mut output.queue, bound)?;
+                output.pending += sealed;
+            } else {
+                output.pending += bytes.len();
+            }
             if output.pending > self.streams().options.outbound / 2 {
                 slot.flags.fetch_or(flag::THROTTLED, Ordering::SeqCst);
             }
-            if output.writing || output.connecting || !output.queue.is_empty() {
-                output.queue.extend_from_slice(bytes);
+            if !idle {
+                if !secure {
+                    output.queue.extend_from_slice(bytes);
+                }
                 return Ok(());
             }
             output.writing = true;
+            if secure {
+                let chunk = output.take();
+                drop(output);
+                self.write_out(chunk);
+                return Ok(());
+            }
         }
         self.write_out(Chunk::Given(bytes));
         Ok(())
@@ -172,7 +187,7 @@ impl Conn {
     }
 
     /// Writes until all is out or the system takes no more. Called with `writing` set by the caller, without the lock.
-    fn write_out(&self, mut chunk: Chunk<'_>) {
+    pub(super) fn write_out(&self, mut chunk: Chunk<'_>) {
         let slot = self.slot();
         let mut failed = None;
         loop {
@@ -201,8 +216,9 @@ impl Conn {
             }
             if written > 0 {
                 self.streams().counters.sent_bytes.add(written as u64);
-                if let Some(events) = &self.streams().events {
-                    events.sent(self, written);
+                if self.streams().events.is_some() {
+                    slot.wrote.fetch_add(written, Ordering::SeqCst);
+                    self.leave_news(flag::WROTE);
                 }
             }
             let mut output = slot.output.lock();
@@ -247,15 +263,36 @@ impl Conn {
             chunk = output.take();
         }
         if let Some(error) = failed {
-            if slot.reason.load(Ordering::SeqCst) == 0 {
-                self.report(&error);
-            }
+            // Watchers hear of it before they hear of the end.
+            slot.failure.store(error.raw_os_error().unwrap_or(0), Ordering::SeqCst);
             self.close(CloseReason::Reset);
         }
     }
 }
 
 impl Output {
+    /// Nobody writes, and nothing waits.
+    pub(super) fn is_idle(&self) -> bool {
+        !self.writing && !self.connecting && self.queue.is_empty()
+    }
+
+    /// Bytes taken and not written yet.
+    pub(super) fn unsent(&self) -> usize {
+        self.pending
+    }
+
+    /// Lets `fill` add bytes; what the caller has to write if nobody else does.
+    pub(super) fn queue_for_records(&mut self, fill: impl FnOnce(&mut Vec<u8>)) -> Option<Chunk<'static>> {
+        let (idle, before) = (self.is_idle(), self.queue.len());
+        fill(&mut self.queue);
+        self.pending += self.queue.len() - before;
+        if !idle || self.queue.is_empty() {
+            return None;
+        }
+        self.writing = true;
+        Some(self.take())
+    }
+
     fn take<'a>(&mut self) -> Chunk<'a> {
         Chunk::Queued(std::mem::take(&mut self.queue), std::mem::take(&mut self.start))
     }

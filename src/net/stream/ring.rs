@@ -44,6 +44,17 @@ impl Ring {
         &mut self.memory[tail..end]
     }
 
+    /// Copies `bytes` to the end.
+    pub(super) fn push(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let space = self.space();
+            let count = space.len().min(bytes.len());
+            space[..count].copy_from_slice(&bytes[..count]);
+            self.filled(count);
+            bytes = &bytes[count..];
+        }
+    }
+
     /// `count` bytes have been put into [`Ring::space`].
     pub(super) fn filled(&mut self, count: usize) {
         self.len += count;

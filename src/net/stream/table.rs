@@ -11,7 +11,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use hashbrown::HashTable;
 use mio::Token;
@@ -19,6 +19,8 @@ use parking_lot::{Mutex, RwLock};
 
 use super::input::Input;
 use super::output::Output;
+use super::tls::Tls;
+use crate::net::error::Transport;
 use crate::net::sys::polling;
 
 /// Set in a token that is a connection's.
@@ -68,6 +70,8 @@ pub struct Ends {
     pub local: SocketAddr,
     /// The peer opened it.
     pub incoming: bool,
+    /// TCP or TLS.
+    pub transport: Transport,
 }
 
 /// Bits of [`Slot::flags`].
@@ -85,6 +89,14 @@ pub(super) mod flag {
     pub const THROTTLED: u32 = 32;
     /// It was readable while it was throttled: READABLE again when that ends.
     pub const HELD: u32 = 64;
+    /// Watchers have not heard of the connection yet.
+    pub const NEW: u32 = 128;
+    /// Watchers have not heard of what was written.
+    pub const WROTE: u32 = 256;
+    /// What is read and written are TLS records. From the beginning to the end of a connection.
+    pub const SECURE: u32 = 512;
+    /// The TLS handshake goes on.
+    pub const SHAKING: u32 = 1024;
 }
 
 pub(super) struct Slot {
@@ -107,6 +119,14 @@ pub(super) struct Slot {
     pub(super) queued: AtomicU64,
     /// Messages handed out less messages sent: whether somebody still waits for an answer.
     pub(super) unanswered: AtomicU32,
+    /// The system error that ended it, for watchers; 0: none.
+    pub(super) failure: AtomicI32,
+    /// Bytes written of which watchers have not heard.
+    pub(super) wrote: AtomicUsize,
+    /// A number of the watcher's.
+    pub(super) tag: AtomicUsize,
+    /// Locked after `output`, where both are.
+    pub(super) tls: Mutex<Option<Box<Tls>>>,
 }
 
 impl Slot {
@@ -124,6 +144,10 @@ impl Slot {
             write_due: AtomicU64::new(0),
             queued: AtomicU64::new(0),
             unanswered: AtomicU32::new(0),
+            failure: AtomicI32::new(0),
+            wrote: AtomicUsize::new(0),
+            tag: AtomicUsize::new(0),
+            tls: Mutex::new(None),
         }
     }
 
@@ -226,7 +250,7 @@ impl Table {
 
     /// A slot for an admitted connection, with two pins: the table's own, and the one returned. Nobody else finds it
     /// before [`Table::publish`].
-    pub(super) fn take(&self, ends: Ends) -> Pin {
+    pub(super) fn take(&self, ends: Ends, flags: u32) -> Pin {
         let index = self.free.lock().pop();
         let slot = match index {
             Some(index) => Arc::clone(&self.slots.read()[index as usize]),
@@ -245,8 +269,11 @@ impl Table {
         slot.write_due.store(0, Ordering::SeqCst);
         slot.queued.store(0, Ordering::SeqCst);
         slot.unanswered.store(0, Ordering::SeqCst);
+        slot.failure.store(0, Ordering::SeqCst);
+        slot.wrote.store(0, Ordering::SeqCst);
+        slot.tag.store(0, Ordering::SeqCst);
         // BUSY until the caller has set it up: an early event leaves its bit and is handled then.
-        slot.flags.store(flag::BUSY, Ordering::SeqCst);
+        slot.flags.store(flag::BUSY | flags, Ordering::SeqCst);
         slot.word.fetch_add(2, Ordering::SeqCst);
         let generation = slot.generation();
         Pin { slot, generation }
@@ -268,8 +295,8 @@ impl Table {
         }
     }
 
-    /// An open connection to `peer`, from `local` if that is given.
-    pub(super) fn find(&self, peer: SocketAddr, local: Option<IpAddr>) -> Option<Pin> {
+    /// An open connection to `peer` over `transport`, from `local` if that is given.
+    pub(super) fn find(&self, transport: Transport, peer: SocketAddr, local: Option<IpAddr>) -> Option<Pin> {
         let hash = self.hasher.hash_one(peer);
         let slots = self.slots.read();
         let all = self.ends.lock();
@@ -277,7 +304,10 @@ impl Table {
             let slot = &slots[index as usize];
             known == peer
                 && slot.reason.load(Ordering::SeqCst) == 0
-                && slot.ends.read().is_some_and(|ends| local.is_none_or(|ip| ends.local.ip() == ip))
+                && slot
+                    .ends
+                    .read()
+                    .is_some_and(|ends| ends.transport == transport && local.is_none_or(|ip| ends.local.ip() == ip))
         };
         let &(_, index) = all.find(hash, fits)?;
         let slot = Arc::clone(&slots[index as usize]);

@@ -111,6 +111,18 @@ impl Binding {
         }
     }
 
+    /// Becomes what tells other servers that it is gone.
+    pub fn bury(&mut self, call_id: &[u8], cseq: u32, now: u32) {
+        let mut text = Vec::with_capacity(self.text.len() - self.call_id().len() + call_id.len());
+        let mut ends = [0; PARTS];
+        for (i, end) in ends.iter_mut().enumerate() {
+            text.extend_from_slice(if i == 1 { call_id } else { self.part(i) });
+            *end = text.len() as u16;
+        }
+        (self.text, self.ends) = (text.into_boxed_slice(), ends);
+        (self.cseq, self.modified, self.expires, self.state) = (cseq, now, now.saturating_sub(1), State::Gone);
+    }
+
     pub fn release(&mut self, agents: &mut Agents) {
         agents.release(self.agent);
         self.agent = super::intern::NO_AGENT;
@@ -135,6 +147,10 @@ impl Binding {
 
     pub fn instance(&self) -> &[u8] {
         self.part(4)
+    }
+
+    pub fn ruid(&self) -> &[u8] {
+        self.part(6)
     }
 
     pub fn key<'a>(&'a self, aor: Aor<'a>) -> Key<'a> {

@@ -16,7 +16,7 @@ use crate::sip::KeyHasher;
 
 pub(crate) use binding::Binding;
 pub use binding::{BindingView, State};
-pub(crate) use shard::{Levels, Policy, Shard};
+pub(crate) use shard::{Levels, Policy, Removal, Shard};
 
 /// The hash of an address-of-record: its shard, and its tag in the shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,12 +33,12 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// `shards` is rounded up to a power of two.
-    pub fn new(shards: usize, complete: bool) -> Cache {
+    /// `shards` is rounded up to a power of two. `graves`: other servers use the same table.
+    pub fn new(shards: usize, complete: bool, graves: bool) -> Cache {
         let shards = shards.clamp(1, 1 << 16).next_power_of_two();
         Cache {
             hasher: KeyHasher::new(),
-            shards: (0..shards).map(|_| CachePadded::new(Mutex::new(Shard::default()))).collect(),
+            shards: (0..shards).map(|_| CachePadded::new(Mutex::new(Shard::new(graves)))).collect(),
             complete: AtomicBool::new(complete),
         }
     }

@@ -17,9 +17,11 @@ use hashbrown::HashTable;
 
 use super::binding::{Binding, BindingView, Bindings, State};
 use super::intern::Agents;
-use crate::registrar::store::{Aor, Change, Row};
+use crate::registrar::store::{Aor, Change, Row, is_newer};
 
 const CHUNK: usize = 32;
+/// The width of the column `ruid`.
+const RUID: usize = 64;
 
 /// What is done about the database when a binding changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +64,16 @@ pub(crate) struct Shard {
     empties: VecDeque<u32>,
     /// Bindings that are not Gone.
     bindings: usize,
+    /// Removals are written as rows whose time is over: other servers must see them.
+    graves: bool,
+}
+
+/// The request that removes a binding.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Removal<'a> {
+    pub call_id: &'a [u8],
+    pub cseq: u32,
+    pub now: u32,
 }
 
 /// What a shard holds.
@@ -78,6 +90,11 @@ fn spread(tag: u32) -> u64 {
 }
 
 impl Shard {
+    /// `graves`: other servers use the same table.
+    pub fn new(graves: bool) -> Shard {
+        Shard { graves, ..Shard::default() }
+    }
+
     fn record(&self, slot: u32) -> &Record {
         &self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]
     }
@@ -144,8 +161,17 @@ impl Shard {
     /// Adds the binding that the row describes, or makes the one with its key what the row says.
     pub fn put(&mut self, slot: u32, row: &Row<'_>, policy: Policy, emit: Emit<'_>) {
         let record = &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK];
-        match record.bindings.as_mut_slice().iter_mut().find(|b| b.has_key(row)) {
+        // The row's name in the database stays what it is (Kamailio's table, or somebody else's program).
+        let mut name = [0; RUID];
+        let mut row = *row;
+        match record.bindings.as_mut_slice().iter_mut().find(|b| b.has_key(&row)) {
             Some(binding) => {
+                let ruid = binding.ruid();
+                if row.ruid.is_empty() && ruid.len() <= RUID {
+                    name[..ruid.len()].copy_from_slice(ruid);
+                    row.ruid = &name[..ruid.len()];
+                }
+                let row = &row;
                 if binding.state == State::Gone {
                     self.bindings += 1;
                 }
@@ -159,14 +185,14 @@ impl Shard {
             }
             None => {
                 let state = if policy == Policy::Now { State::Synced } else { State::New };
-                record.bindings.push(Binding::new(row, state, &mut self.agents));
+                record.bindings.push(Binding::new(&row, state, &mut self.agents));
                 self.bindings += 1;
             }
         }
         match policy {
             Policy::Never => {}
             Policy::Later => self.mark(slot),
-            Policy::Now => emit(&Change::Upsert(*row)),
+            Policy::Now => emit(&Change::Upsert(row)),
         }
         self.arm(slot, row.expires);
     }
@@ -190,6 +216,73 @@ impl Shard {
         if let Some(mut taken) = record.bindings.swap_remove(index) {
             taken.release(&mut self.agents);
         }
+    }
+
+    /// Removes a binding because a request says so: as [`Shard::remove`], but where other servers must learn of it the row
+    /// stays, with that request's CSeq and a time that is over.
+    pub fn bury(&mut self, slot: u32, index: usize, by: Removal<'_>, policy: Policy, emit: Emit<'_>) {
+        let record = &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK];
+        let binding = &mut record.bindings.as_mut_slice()[index];
+        let written = policy == Policy::Now || policy == Policy::Later && binding.state != State::New;
+        if !self.graves || !written || binding.state == State::Gone {
+            return self.remove(slot, index, policy, emit);
+        }
+        let grave = Row {
+            call_id: by.call_id,
+            cseq: by.cseq,
+            modified: by.now,
+            expires: by.now.saturating_sub(1),
+            ..binding.row(Aor::split(&record.aor), &self.agents)
+        };
+        if policy == Policy::Now {
+            emit(&Change::Upsert(grave));
+            // It is in the writer's hands: nothing more has to be said about it.
+            return self.remove(slot, index, Policy::Never, emit);
+        }
+        binding.bury(by.call_id, by.cseq, by.now);
+        self.bindings -= 1;
+        self.mark(slot);
+    }
+
+    /// Takes a row of another server over. One that is older than what is known changes nothing; `settled`: it is known to
+    /// be the database's last word. True: the two are of one second and from different clients, so that cannot be said.
+    pub fn absorb(&mut self, slot: u32, row: &Row<'_>, now: u32, settled: bool) -> bool {
+        let record = &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK];
+        let over = row.expires <= now;
+        let found = record.bindings.as_slice().iter().position(|binding| binding.has_key(row));
+        let Some(index) = found else {
+            if !over {
+                record.bindings.push(Binding::new(row, State::Synced, &mut self.agents));
+                self.bindings += 1;
+                self.arm(slot, row.expires);
+            }
+            return false;
+        };
+        let binding = &mut record.bindings.as_mut_slice()[index];
+        let known = binding.row(row.key.aor, &self.agents);
+        let same = known.modified == row.modified && known.cseq == row.cseq && known.call_id == row.call_id;
+        if same && (known.expires == row.expires || binding.state == State::Gone) {
+            return false;
+        }
+        if !is_newer(row, &known, settled) {
+            return !settled && !same && known.modified == row.modified && known.call_id != row.call_id;
+        }
+        if over {
+            if binding.state != State::Gone {
+                self.bindings -= 1;
+            }
+            if let Some(mut taken) = record.bindings.swap_remove(index) {
+                taken.release(&mut self.agents);
+            }
+            return false;
+        }
+        if binding.state == State::Gone {
+            self.bindings += 1;
+        }
+        binding.update(row, &mut self.agents);
+        binding.state = State::Synced;
+        self.arm(slot, row.expires);
+        false
     }
 
     /// To be called when a record may have lost its last binding. Without bindings it goes as soon as `durable` says that
@@ -303,7 +396,11 @@ impl Shard {
                         emit(&Change::Upsert(binding.row(aor, &self.agents)));
                     }
                     State::Gone => {
-                        emit(&Change::Delete(binding.key(aor)));
+                        if self.graves {
+                            emit(&Change::Upsert(binding.row(aor, &self.agents)));
+                        } else {
+                            emit(&Change::Delete(binding.key(aor)));
+                        }
                         if let Some(mut taken) = record.bindings.swap_remove(index) {
                             taken.release(&mut self.agents);
                         }
@@ -323,6 +420,10 @@ impl Shard {
     pub fn take_in(&mut self, slot: u32, row: &Row<'_>, now: u32) {
         let record = &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK];
         let gone = row.expires <= now;
+        if gone && self.graves {
+            // Whoever sweeps deletes it.
+            return;
+        }
         let state = if gone { State::Gone } else { State::Synced };
         record.bindings.push(Binding::new(row, state, &mut self.agents));
         if gone {

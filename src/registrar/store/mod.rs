@@ -5,6 +5,7 @@
 //! change is idempotent, so it is sent again); errors say what to do about them by their [`Kind`] and what happened in
 //! one sentence, in which no password stands.
 
+pub(super) mod layout;
 mod mysql;
 mod row;
 mod schema;
@@ -14,8 +15,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use row::{Aor, Change, Column, Key, NO_METHODS, NO_Q, Row, UserRow, too_long};
-pub(crate) use row::{Reader, encode, mark_last};
+pub use layout::{Layout, Schema, TimeForm};
+pub use row::{Aor, Change, Column, Key, NO_METHODS, NO_Q, Row, UserRow, Widths, too_long};
+pub(crate) use row::{Reader, encode, is_newer, mark_last};
 pub use schema::{Identifier, LOCATION_VERSION, SUBSCRIBER_VERSION, Tables};
 
 /// What an error asks for.
@@ -75,8 +77,11 @@ pub struct Batch<'a> {
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
     pub tables: Tables,
+    pub layout: Layout,
     /// Written into `server_id` of each row.
     pub server_id: u32,
+    /// Other servers write the same table: a newer row of theirs stays, and their changes can be asked for.
+    pub shared: bool,
     /// A commit is on the disk when it returns (SQLite's synchronous=FULL). Without it a crash of the machine, not of the
     /// program, may lose the last commits. For MySQL this is the server's innodb_flush_log_at_trx_commit.
     pub durable: bool,
@@ -90,7 +95,9 @@ impl Default for StoreOptions {
     fn default() -> Self {
         StoreOptions {
             tables: Tables::default(),
+            layout: Layout::default(),
             server_id: 0,
+            shared: false,
             durable: true,
             connect_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(30),
@@ -102,6 +109,10 @@ impl Default for StoreOptions {
 pub trait Store: Send + Sync {
     /// Creates what is missing, refuses what is not ours. Blocks.
     fn prepare(&self) -> Result<(), StoreError>;
+    /// What the columns of `location` hold, where that can be less than [`Column::width`].
+    fn widths(&self) -> Result<Widths, StoreError> {
+        Ok(Widths::default())
+    }
     /// A connection for one thread. Blocks for at most `connect_timeout`.
     fn connect(&self) -> Result<Box<dyn Session>, StoreError>;
     /// How many connections write at once when nothing else is asked for.
@@ -125,11 +136,21 @@ pub trait Session: Send {
     fn load_users(&mut self, users: &[Aor<'_>], each: EachUser<'_>) -> Result<u64, StoreError>;
     /// Commits all of it in one transaction, or nothing.
     fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError>;
+    /// Reads what other servers have changed from that second on, in any order; the number of rows.
+    fn changed_since(&mut self, since: u32, each: EachRow<'_>) -> Result<u64, StoreError>;
+    /// Deletes the rows that expired before that second; their number.
+    fn sweep(&mut self, before: u32) -> Result<u64, StoreError>;
 }
 
 /// Opens `sqlite:PATH` or `mysql://user:password@host:port/database`; nothing is connected yet.
 pub fn open(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
     if let Some(path) = url.strip_prefix("sqlite:") {
+        if options.shared || options.layout != Layout::default() {
+            return Err(StoreError::new(
+                Kind::Config,
+                "several servers on one table, or a table that is not ours, need MySQL",
+            ));
+        }
         return Ok(Arc::new(sqlite::Sqlite::new(path, options)?));
     }
     if url.starts_with("mysql://") {
@@ -141,6 +162,15 @@ pub fn open(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreEr
         Kind::Config,
         format!("unknown database {scheme:?}: sqlite:PATH or mysql://user:password@host:port/database is expected"),
     ))
+}
+
+/// The library's options for a `mysql://` URL; of several hosts the first.
+pub(super) fn mysql_options(url: &str) -> Result<::mysql::Opts, StoreError> {
+    if !url.starts_with("mysql://") {
+        return open(url, &StoreOptions::default())
+            .and(Err(StoreError::new(Kind::Config, "a mysql:// URL is expected")));
+    }
+    mysql::options(url)
 }
 
 /// A float of the table as q: 0 to 1000, or none when it is negative (Kamailio writes -1) or not a number.

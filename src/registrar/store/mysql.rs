@@ -5,73 +5,179 @@
 //! round trip. A batch of one statement commits by itself (autocommit); more statements stand between START TRANSACTION
 //! and COMMIT.
 
+mod ids;
+mod session;
+mod sql;
 mod url;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mysql::prelude::Queryable;
-use mysql::{Conn, DriverError, Opts, Params, Value};
+use mysql::{Conn, DriverError, Opts};
 
+use super::layout::{LOCATION, Schema};
+use super::row::Widths;
 use super::schema;
-use super::{
-    Aor, Batch, EachRow, EachUser, Key, Kind, NO_METHODS, NO_Q, Row, Session, Store, StoreError, StoreOptions, UserRow,
-    clamp_u32, q_of, q_to,
-};
+use super::{Kind, Session, Store, StoreError, StoreOptions};
+use ids::Ids;
+use session::MysqlSession;
+use sql::Sql;
 
 const DDL: &str = include_str!("mysql.sql");
-const COLUMNS: &str = "username, domain, contact, instance, reg_id, ruid, received, path, callid, user_agent, socket, \
-                       expires, last_modified, cseq, q, methods, server_id";
-const COLUMN_COUNT: usize = 17;
-const KEY_COLUMNS: [&str; 5] = ["username", "domain", "contact", "instance", "reg_id"];
 
-/// Rows per prepared statement. About 100 is where larger batches stop paying.
-const SIZES: [usize; 22] = [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 100];
-/// Keys per SELECT or DELETE.
-const KEY_SIZES: [usize; 4] = [1, 4, 16, 64];
+/// What Kamailio's `version` says about its `location`, from 5.0 to 5.8.
+const KAMAILIO_LOCATION: u32 = 9;
 
-fn size_for(n: usize, sizes: &[usize]) -> usize {
-    sizes.iter().copied().find(|size| *size >= n).unwrap_or(sizes[sizes.len() - 1])
+/// The options of a URL's first host.
+pub(super) fn options(url: &str) -> Result<Opts, StoreError> {
+    let (mut hosts, _) = url::read(url)?;
+    Ok(hosts.swap_remove(0).into())
 }
 
 pub(super) struct Mysql {
-    opts: Opts,
+    hosts: Vec<Opts>,
+    /// The host that is tried first.
+    first: AtomicUsize,
     place: String,
     options: StoreOptions,
+    ids: Arc<Ids>,
 }
 
 impl Mysql {
     pub fn new(url: &str, options: &StoreOptions) -> Result<Self, StoreError> {
-        let (opts, place) = url::read(url)?;
-        let opts = opts
-            .tcp_connect_timeout(Some(options.connect_timeout))
-            .read_timeout(Some(options.statement_timeout))
-            .write_timeout(Some(options.statement_timeout))
-            .tcp_keepalive_time_ms(Some(10_000))
-            .stmt_cache_size(64usize)
-            .into();
-        Ok(Mysql { opts, place, options: options.clone() })
+        options.layout.check()?;
+        let (hosts, place) = url::read(url)?;
+        let hosts = hosts.into_iter().map(|opts| {
+            opts.tcp_connect_timeout(Some(options.connect_timeout))
+                .read_timeout(Some(options.statement_timeout))
+                .write_timeout(Some(options.statement_timeout))
+                .tcp_keepalive_time_ms(Some(10_000))
+                .stmt_cache_size(64usize)
+                .into()
+        });
+        Ok(Mysql {
+            hosts: hosts.collect(),
+            first: AtomicUsize::new(0),
+            place,
+            options: options.clone(),
+            ids: Arc::new(Ids::new()),
+        })
     }
 
+    /// A connection to the first host that takes writes; among several, the one that was good last is tried first.
     fn open(&self) -> Result<Conn, StoreError> {
-        let connect = || -> mysql::Result<Conn> {
-            let mut conn = Conn::new(self.opts.clone())?;
-            // Strict: what does not fit is refused, never cut. READ COMMITTED: no gap locks between writers. A row lock is
-            // not waited for longer than a batch may be late.
-            conn.query_drop(
-                "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', SESSION innodb_lock_wait_timeout = 5",
-            )?;
-            conn.query_drop("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")?;
-            Ok(conn)
+        let first = self.first.load(Ordering::Relaxed);
+        let mut last = None;
+        for turn in 0..self.hosts.len() {
+            let index = (first + turn) % self.hosts.len();
+            match self.open_one(&self.hosts[index]) {
+                Ok(conn) => {
+                    self.first.store(index, Ordering::Relaxed);
+                    return Ok(conn);
+                }
+                Err(e) => last = Some(e),
+            }
+        }
+        let why = last.map_or_else(|| "no host".to_owned(), |e| sentence(&e));
+        Err(StoreError::new(Kind::Unreachable, format!("cannot connect to {}: {why}", self.place)))
+    }
+
+    fn open_one(&self, opts: &Opts) -> mysql::Result<Conn> {
+        let mut conn = Conn::new(opts.clone())?;
+        // Strict: what does not fit is refused, never cut. READ COMMITTED: no gap locks between writers. A row lock is
+        // not waited for longer than a batch may be late.
+        conn.query_drop(
+            "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', SESSION innodb_lock_wait_timeout = 5",
+        )?;
+        conn.query_drop("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")?;
+        if self.options.layout.date_time() {
+            conn.query_drop(format!("SET SESSION time_zone = '{}'", self.options.layout.time_zone))?;
+        }
+        if self.options.shared {
+            // On a Galera node a read waits until what other nodes committed before is applied. No other server knows it.
+            let _ = conn.query_drop("SET SESSION wsrep_sync_wait = 1");
+        }
+        if self.hosts.len() > 1 {
+            let read_only: Option<i64> = conn.query_first("SELECT @@GLOBAL.read_only")?;
+            if read_only == Some(1) {
+                return Err(mysql::Error::IoError(std::io::Error::other("every host is read-only or away")));
+            }
+        }
+        Ok(conn)
+    }
+
+    fn columns(&self, conn: &mut Conn, table: &str) -> Result<Vec<(String, Option<u64>)>, StoreError> {
+        conn.exec(
+            "SELECT CAST(LOWER(column_name) AS CHAR), character_maximum_length FROM information_schema.columns \
+             WHERE table_schema = DATABASE() AND table_name = ?",
+            (table,),
+        )
+        .map_err(classify)
+    }
+
+    /// Says which column of a table that is not ours is missing.
+    fn check_columns(&self, conn: &mut Conn) -> Result<(), StoreError> {
+        let location = self.options.tables.location.as_str();
+        let found = self.columns(conn, location)?;
+        if found.is_empty() {
+            return Err(StoreError::new(Kind::Schema, format!("there is no table {location}")));
+        }
+        let wanted = LOCATION.iter().map(|column| self.options.layout.location(column)).chain(["id"]);
+        for column in wanted {
+            if !found.iter().any(|(name, _)| name.eq_ignore_ascii_case(column)) {
+                return Err(StoreError::new(Kind::Schema, format!("table {location} has no column {column}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The indexes that several servers need.
+    fn check_indexes(&self, conn: &mut Conn) -> Result<(), StoreError> {
+        let table = self.options.tables.location.as_str();
+        let layout = &self.options.layout;
+        let rows: Vec<(String, u32, String)> = conn
+            .exec(
+                "SELECT CAST(index_name AS CHAR), CAST(seq_in_index AS UNSIGNED), CAST(LOWER(column_name) AS CHAR) \
+                 FROM information_schema.statistics WHERE table_schema = DATABASE() AND table_name = ?",
+                (table,),
+            )
+            .map_err(classify)?;
+        let has = |columns: &[&str]| {
+            rows.iter().any(|(index, _, _)| {
+                columns.iter().enumerate().all(|(at, column)| {
+                    rows.iter()
+                        .any(|(i, seq, c)| i == index && *seq as usize == at + 1 && c.eq_ignore_ascii_case(column))
+                })
+            })
         };
-        connect().map_err(|e| {
-            StoreError::new(Kind::Unreachable, format!("cannot connect to {}: {}", self.place, sentence(&e)))
-        })
+        for (index, columns) in
+            [("partyline_changed_idx", &["server_id", "last_modified"][..]), ("expires_idx", &["expires"])]
+        {
+            let names: Vec<&str> = columns.iter().map(|column| layout.location(column)).collect();
+            if has(&names) {
+                continue;
+            }
+            let sql = format!("CREATE INDEX {index} ON {table} (`{}`)", names.join("`, `"));
+            if layout.schema == Schema::Own {
+                match conn.query_drop(&sql) {
+                    // 1061: another server that starts now was faster.
+                    Err(mysql::Error::MySqlError(e)) if e.code == 1061 => {}
+                    other => other.map_err(classify)?,
+                }
+            } else {
+                tracing::warn!(place = %self.place, %sql, "without this index every poll reads the whole table");
+            }
+        }
+        Ok(())
     }
 }
 
 impl Store for Mysql {
     fn prepare(&self) -> Result<(), StoreError> {
         let mut conn = self.open()?;
+        let layout = &self.options.layout;
         let exists = |conn: &mut Conn, table: &str| -> Result<bool, StoreError> {
             let sql =
                 "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?";
@@ -81,6 +187,12 @@ impl Store for Mysql {
         let versioned = exists(&mut conn, "version")?;
         let mut complete = versioned;
         for (table, wanted) in self.options.tables.versions() {
+            // Who names the columns says that the table is none of Kamailio's.
+            if layout.is_renamed() {
+                break;
+            }
+            let ours = table == &self.options.tables.location && layout.schema == Schema::Own;
+            let wanted = if ours || table != &self.options.tables.location { wanted } else { KAMAILIO_LOCATION };
             let table = table.as_str();
             // The table is looked for first: another program that starts now writes the row before it creates the table.
             let there = exists(&mut conn, table)?;
@@ -92,11 +204,18 @@ impl Store for Mysql {
             schema::admit(table, wanted, there, version)?;
             complete &= there && version.is_some();
         }
-        // A user without the right to create tables can use those that stand.
-        if !complete {
-            for statement in self.options.tables.statements(DDL) {
-                conn.query_drop(statement).map_err(classify)?;
+        match layout.schema {
+            Schema::Kamailio => self.check_columns(&mut conn)?,
+            // A user without the right to create tables can use those that stand.
+            Schema::Own if !complete => {
+                for statement in self.options.tables.statements(DDL) {
+                    conn.query_drop(statement).map_err(classify)?;
+                }
             }
+            Schema::Own => {}
+        }
+        if self.options.shared {
+            self.check_indexes(&mut conn)?;
         }
         let flush: Option<String> =
             conn.query_first("SELECT CAST(@@GLOBAL.innodb_flush_log_at_trx_commit AS CHAR)").unwrap_or_default();
@@ -107,15 +226,20 @@ impl Store for Mysql {
         Ok(())
     }
 
+    fn widths(&self) -> Result<Widths, StoreError> {
+        let mut widths = Widths::default();
+        if self.options.layout.schema == Schema::Kamailio {
+            let found = self.columns(&mut self.open()?, self.options.tables.location.as_str())?;
+            widths.narrow(|column| {
+                let name = self.options.layout.location(column);
+                found.iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).and_then(|(_, width)| *width)
+            });
+        }
+        Ok(widths)
+    }
+
     fn connect(&self) -> Result<Box<dyn Session>, StoreError> {
-        Ok(Box::new(MysqlSession {
-            conn: self.open()?,
-            location: self.options.tables.location.as_str().to_owned(),
-            subscriber: self.options.tables.subscriber.as_str().to_owned(),
-            server_id: self.options.server_id,
-            upserts: SIZES.map(|_| None),
-            retry_pause: Duration::from_millis(2),
-        }))
+        Ok(Box::new(MysqlSession::new(self.open()?, Sql::new(&self.options), &self.options, Arc::clone(&self.ids))))
     }
 
     fn writers(&self) -> usize {
@@ -124,243 +248,6 @@ impl Store for Mysql {
 
     fn place(&self) -> String {
         self.place.clone()
-    }
-}
-
-struct MysqlSession {
-    conn: Conn,
-    location: String,
-    subscriber: String,
-    server_id: u32,
-    /// By the index of their size.
-    upserts: [Option<mysql::Statement>; SIZES.len()],
-    retry_pause: Duration,
-}
-
-fn bytes(value: &[u8]) -> Value {
-    Value::Bytes(value.to_vec())
-}
-
-fn bytes_or_null(value: &[u8]) -> Value {
-    if value.is_empty() { Value::NULL } else { bytes(value) }
-}
-
-fn push_row(params: &mut Vec<Value>, row: &Row<'_>, server_id: u32) {
-    params.extend([
-        bytes(row.key.aor.user),
-        bytes(row.key.aor.domain),
-        bytes(row.key.contact),
-        bytes(row.key.instance),
-        row.key.reg_id.into(),
-        bytes(row.ruid),
-        bytes_or_null(row.received),
-        bytes_or_null(row.path),
-        bytes(row.call_id),
-        bytes(row.user_agent),
-        bytes_or_null(row.socket),
-        row.expires.into(),
-        row.modified.into(),
-        row.cseq.into(),
-        q_to(row.q).into(),
-        if row.methods == NO_METHODS { Value::NULL } else { row.methods.into() },
-        server_id.into(),
-    ]);
-}
-
-fn push_key(params: &mut Vec<Value>, key: &Key<'_>) {
-    params.extend([
-        bytes(key.aor.user),
-        bytes(key.aor.domain),
-        bytes(key.contact),
-        bytes(key.instance),
-        key.reg_id.into(),
-    ]);
-}
-
-fn upsert_sql(location: &str, rows: usize) -> String {
-    let one = format!("({})", vec!["?"; COLUMN_COUNT].join(","));
-    let updates: Vec<String> = COLUMNS
-        .split(", ")
-        .map(str::trim)
-        .filter(|column| !KEY_COLUMNS.contains(column))
-        .map(|column| format!("{column}=VALUES({column})"))
-        .collect();
-    format!(
-        "INSERT INTO {location} ({COLUMNS}) VALUES {} ON DUPLICATE KEY UPDATE {}",
-        vec![one.as_str(); rows].join(","),
-        updates.join(",")
-    )
-}
-
-fn text_at(row: &mysql::Row, column: usize) -> &[u8] {
-    match row.as_ref(column) {
-        Some(Value::Bytes(bytes)) => bytes,
-        _ => b"",
-    }
-}
-
-fn number_at(row: &mysql::Row, column: usize) -> Option<u32> {
-    match row.as_ref(column) {
-        Some(Value::Int(n)) => Some(clamp_u32(*n)),
-        Some(Value::UInt(n)) => Some(u32::try_from(*n).unwrap_or(u32::MAX)),
-        _ => None,
-    }
-}
-
-fn row_of(row: &mysql::Row) -> Row<'_> {
-    let number = |column| number_at(row, column).unwrap_or(0);
-    Row {
-        key: Key {
-            aor: Aor { user: text_at(row, 0), domain: text_at(row, 1) },
-            contact: text_at(row, 2),
-            instance: text_at(row, 3),
-            reg_id: number(4),
-        },
-        ruid: text_at(row, 5),
-        received: text_at(row, 6),
-        path: text_at(row, 7),
-        call_id: text_at(row, 8),
-        user_agent: text_at(row, 9),
-        socket: text_at(row, 10),
-        expires: number(11),
-        modified: number(12),
-        cseq: number(13),
-        q: match row.as_ref(14) {
-            Some(Value::Float(q)) => q_of(f64::from(*q)),
-            Some(Value::Double(q)) => q_of(*q),
-            _ => NO_Q,
-        },
-        methods: number_at(row, 15).unwrap_or(NO_METHODS),
-        server_id: number(16),
-    }
-}
-
-impl MysqlSession {
-    fn upsert(&mut self, rows: &[Row<'_>]) -> mysql::Result<()> {
-        let size = size_for(rows.len(), &SIZES);
-        let slot = SIZES.iter().position(|s| *s == size).unwrap_or(0);
-        let statement = match &self.upserts[slot] {
-            Some(statement) => statement.clone(),
-            None => {
-                let statement = self.conn.prep(upsert_sql(&self.location, size))?;
-                self.upserts[slot].insert(statement).clone()
-            }
-        };
-        let mut params = Vec::with_capacity(size * COLUMN_COUNT);
-        for i in 0..size {
-            push_row(&mut params, &rows[i.min(rows.len() - 1)], self.server_id);
-        }
-        self.conn.exec_drop(&statement, Params::Positional(params))
-    }
-
-    fn delete(&mut self, keys: &[Key<'_>]) -> mysql::Result<()> {
-        let size = size_for(keys.len(), &KEY_SIZES);
-        // A chain of ORs is read as ranges of the primary key by MySQL and MariaDB alike; row values with IN are not.
-        let one = "(username=? AND domain=? AND contact=? AND instance=? AND reg_id=?)";
-        let sql = format!("DELETE FROM {} WHERE {}", self.location, vec![one; size].join(" OR "));
-        let mut params = Vec::with_capacity(size * KEY_COLUMNS.len());
-        for i in 0..size {
-            push_key(&mut params, &keys[i.min(keys.len() - 1)]);
-        }
-        self.conn.exec_drop(sql, Params::Positional(params))
-    }
-
-    fn write(&mut self, batch: &Batch<'_>) -> mysql::Result<()> {
-        let largest = SIZES[SIZES.len() - 1];
-        if batch.deletes.is_empty() && batch.upserts.len() <= largest {
-            return if batch.upserts.is_empty() { Ok(()) } else { self.upsert(&batch.upserts) };
-        }
-        self.conn.query_drop("START TRANSACTION")?;
-        for keys in batch.deletes.chunks(KEY_SIZES[KEY_SIZES.len() - 1]) {
-            self.delete(keys)?;
-        }
-        for rows in batch.upserts.chunks(largest) {
-            self.upsert(rows)?;
-        }
-        self.conn.query_drop("COMMIT")
-    }
-}
-
-impl Session for MysqlSession {
-    fn load_all(&mut self, each: EachRow<'_>) -> Result<u64, StoreError> {
-        // The order is that of the primary key, so nothing is sorted.
-        let sql = format!("SELECT {COLUMNS} FROM {} ORDER BY username, domain", self.location);
-        let mut count = 0;
-        for row in self.conn.exec_iter(sql, ()).map_err(classify)? {
-            each(&row_of(&row.map_err(classify)?));
-            count += 1;
-        }
-        Ok(count)
-    }
-
-    fn load_aors(&mut self, aors: &[Aor<'_>], each: EachRow<'_>) -> Result<u64, StoreError> {
-        let mut selects = 0;
-        for some in aors.chunks(KEY_SIZES[KEY_SIZES.len() - 1]) {
-            let size = size_for(some.len(), &KEY_SIZES);
-            let wanted = vec!["(username=? AND domain=?)"; size].join(" OR ");
-            let sql = format!("SELECT {COLUMNS} FROM {} WHERE {wanted}", self.location);
-            let mut params = Vec::with_capacity(2 * size);
-            for i in 0..size {
-                let aor = some[i.min(some.len() - 1)];
-                params.extend([bytes(aor.user), bytes(aor.domain)]);
-            }
-            for row in self.conn.exec_iter(sql, Params::Positional(params)).map_err(classify)? {
-                each(&row_of(&row.map_err(classify)?));
-            }
-            selects += 1;
-        }
-        Ok(selects)
-    }
-
-    fn load_users(&mut self, users: &[Aor<'_>], each: EachUser<'_>) -> Result<u64, StoreError> {
-        let columns = "SELECT username, domain, password, ha1, ha1b FROM";
-        let mut selects = 0;
-        for user in users {
-            // The columns hold text, so what is not text names nobody (and would be an error to the server).
-            if std::str::from_utf8(user.user).is_err() || std::str::from_utf8(user.domain).is_err() {
-                continue;
-            }
-            let (sql, params) = if user.domain.is_empty() {
-                (format!("{columns} {} WHERE username=?", self.subscriber), vec![bytes(user.user)])
-            } else {
-                let sql = format!("{columns} {} WHERE username=? AND domain=?", self.subscriber);
-                (sql, vec![bytes(user.user), bytes(user.domain)])
-            };
-            for row in self.conn.exec_iter(sql, Params::Positional(params)).map_err(classify)? {
-                let row = row.map_err(classify)?;
-                each(&UserRow {
-                    aor: Aor { user: text_at(&row, 0), domain: text_at(&row, 1) },
-                    password: text_at(&row, 2),
-                    ha1: text_at(&row, 3),
-                    ha1b: text_at(&row, 4),
-                });
-            }
-            selects += 1;
-        }
-        Ok(selects)
-    }
-
-    fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
-        // A deadlock is between two batches that are both about to commit: one short pause settles nearly all of them.
-        let mut outcome = self.write(batch).map_err(classify);
-        if matches!(&outcome, Err(e) if e.kind() == Kind::Retry) {
-            self.rollback()?;
-            std::thread::sleep(self.retry_pause);
-            outcome = self.write(batch).map_err(classify);
-        }
-        match outcome {
-            Err(e) if e.kind() != Kind::Lost => {
-                self.rollback()?;
-                Err(e)
-            }
-            other => other,
-        }
-    }
-}
-
-impl MysqlSession {
-    fn rollback(&mut self) -> Result<(), StoreError> {
-        self.conn.query_drop("ROLLBACK").map_err(classify)
     }
 }
 
@@ -381,6 +268,7 @@ fn classify(error: mysql::Error) -> StoreError {
             // Data too long, out of range, not of the column's type, NULL where none may stand, a broken CHECK or key.
             1048 | 1062 | 1264 | 1265 | 1292 | 1366 | 1406 | 3819 | 4025 => Kind::Refused,
             _ if e.state.starts_with("22") || e.state.starts_with("23") => Kind::Refused,
+            // The rest says that this server is no use now, also 1290, 1792 and 1836: it has become read-only.
             _ => Kind::Lost,
         },
         mysql::Error::DriverError(DriverError::PacketTooLarge) => Kind::Refused,
@@ -389,15 +277,5 @@ fn classify(error: mysql::Error) -> StoreError {
     StoreError::new(kind, sentence(&error))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_batch_takes_the_next_larger_statement() {
-        assert_eq!([1, 9, 37, 81, 100, 500].map(|n| size_for(n, &SIZES)), [1, 10, 40, 100, 100, 100]);
-        assert!(SIZES.is_sorted());
-        assert_eq!(COLUMNS.split(',').count(), COLUMN_COUNT);
-        assert_eq!(upsert_sql("location", 3).matches('?').count(), 3 * COLUMN_COUNT);
-    }
-}
+/// How long a batch that met another one's locks waits before it is sent once more.
+const RETRY_PAUSE: Duration = Duration::from_millis(2);

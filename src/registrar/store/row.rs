@@ -91,6 +91,18 @@ pub enum Column {
 }
 
 impl Column {
+    pub const ALL: [Column; 9] = [
+        Column::Username,
+        Column::Domain,
+        Column::Contact,
+        Column::Instance,
+        Column::Received,
+        Column::Path,
+        Column::CallId,
+        Column::UserAgent,
+        Column::Socket,
+    ];
+
     /// The width in bytes; the same in `mysql.sql` (a test compares them).
     pub const fn width(self) -> usize {
         match self {
@@ -114,6 +126,51 @@ impl Column {
             Column::Socket => "socket",
         }
     }
+}
+
+/// What the columns hold, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Widths([usize; Column::ALL.len()]);
+
+impl Default for Widths {
+    fn default() -> Self {
+        Widths(Column::ALL.map(Column::width))
+    }
+}
+
+impl Widths {
+    /// Takes over what a table says of its columns where that is less.
+    pub fn narrow(&mut self, width: impl Fn(&str) -> Option<u64>) {
+        for (column, known) in Column::ALL.iter().zip(&mut self.0) {
+            *known = (*known).min(width(column.name()).map_or(usize::MAX, |n| n as usize));
+        }
+    }
+
+    /// The first text of the row that its column could not take.
+    pub fn too_long(&self, row: &Row<'_>) -> Option<Column> {
+        let values = [
+            row.key.aor.user,
+            row.key.aor.domain,
+            row.key.contact,
+            row.key.instance,
+            row.received,
+            row.path,
+            row.call_id,
+            row.user_agent,
+            row.socket,
+        ];
+        let too_long = |((_, value), width): &((&Column, &[u8]), &usize)| value.len() > **width;
+        Column::ALL.iter().zip(values).zip(&self.0).find(too_long).map(|((column, _), _)| *column)
+    }
+}
+
+/// Whether `row` takes the place of `other`, the same binding's: one client counts its CSeq, between two time decides.
+/// `tie`: what is said of two from different clients in one second.
+pub(crate) fn is_newer(row: &Row<'_>, other: &Row<'_>, tie: bool) -> bool {
+    if row.call_id == other.call_id && row.cseq != other.cseq {
+        return row.cseq > other.cseq;
+    }
+    row.modified > other.modified || tie && row.modified == other.modified
 }
 
 /// The first of these values that does not fit into its column.

@@ -104,6 +104,7 @@ struct Sql {
     user_any_domain: String,
     upsert: String,
     delete: String,
+    sweep: String,
 }
 
 impl Sql {
@@ -130,6 +131,7 @@ impl Sql {
             delete: format!(
                 "DELETE FROM {location} WHERE username = ? AND domain = ? AND contact = ? AND instance = ? AND reg_id = ?"
             ),
+            sweep: format!("DELETE FROM {location} WHERE expires < ?"),
         }
     }
 }
@@ -303,6 +305,16 @@ impl Session for SqliteSession {
 
     fn commit(&mut self, batch: &Batch<'_>) -> Result<(), StoreError> {
         self.write(batch).map_err(classify)
+    }
+
+    /// The file is one server's: nobody else changes it.
+    fn changed_since(&mut self, _: u32, _: EachRow<'_>) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+
+    fn sweep(&mut self, before: u32) -> Result<u64, StoreError> {
+        let swept = self.db.execute(&self.sql.sweep, params![before]).map_err(classify)?;
+        Ok(swept as u64)
     }
 }
 

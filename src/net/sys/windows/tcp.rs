@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use mio::Token;
 use parking_lot::Mutex;
 use windows_sys::Win32::Networking::WinSock::{
-    SO_UPDATE_CONNECT_CONTEXT, SOL_SOCKET, TF_REUSE_SOCKET, WSARecv, WSASend, setsockopt,
+    SO_UPDATE_CONNECT_CONTEXT, SOL_SOCKET, TF_REUSE_SOCKET, WSAENOTCONN, WSAGetLastError, WSARecv, WSASend, send,
+    setsockopt,
 };
 
 use super::Close;
@@ -301,12 +302,25 @@ impl Tcp {
 
     pub fn disconnected(self: Arc<Self>, outcome: io::Result<usize>) {
         self.pending.fetch_sub(1, Ordering::SeqCst);
-        self.keep.store(outcome.is_ok() && self.port.wants_used(), Ordering::SeqCst);
+        if outcome.is_ok() && self.is_fresh() {
+            self.keep.store(self.port.wants_used(), Ordering::SeqCst);
+        } else {
+            self.port.reuse_failed(&outcome.err().unwrap_or_else(io::Error::last_os_error));
+        }
         // This was the last operation, and the owner is gone: into_inner succeeds, or the owner is still in `close`, and
         // then the socket closes with it.
         if let Some(tcp) = Arc::into_inner(self) {
             tcp.give_back();
         }
+    }
+
+    /// Whether the socket is as if it were new. A system that calls DisconnectEx done without having done it (Wine 8) still
+    /// has it shut down, and would lose the next peer.
+    fn is_fresh(&self) -> bool {
+        // SAFETY: no bytes are sent.
+        let sent = unsafe { send(raw(&self.socket), null(), 0, 0) };
+        // SAFETY: this thread's last error.
+        sent != 0 && unsafe { WSAGetLastError() } == WSAENOTCONN
     }
 
     fn give_back(self) {

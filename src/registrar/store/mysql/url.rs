@@ -1,4 +1,5 @@
-//! The URL of a MySQL server: `mysql://user:password@host:port/database`, and after a `?` what the library takes and
+//! The URL of a MySQL server: `mysql://user:password@host:port/database`. For a cluster several hosts stand there, separated
+//! by commas; one after the other is tried. After a `?` comes what the library takes and
 //!
 //! - `tls=off`, `tls=required` (encrypted, whoever the server is), `tls=verify` (its certificate is checked against `tls_ca`
 //!   and the host's name against it);
@@ -18,8 +19,23 @@ fn bad(text: String) -> StoreError {
     StoreError::new(Kind::Config, text)
 }
 
-/// The library's options, and the place without user and password.
-pub(super) fn read(url: &str) -> Result<(OptsBuilder, String), StoreError> {
+/// The library's options for each host, and the place without user and password.
+pub(super) fn read(url: &str) -> Result<(Vec<OptsBuilder>, String), StoreError> {
+    let (head, query) = url.split_once('?').unwrap_or((url, ""));
+    let after = head.rfind('@').map_or("mysql://".len().min(head.len()), |at| at + 1);
+    let (user, rest) = head.split_at(after);
+    let (hosts, database) = rest.split_once('/').unwrap_or((rest, ""));
+    let mut all = Vec::new();
+    let mut places = Vec::new();
+    for host in hosts.split(',') {
+        let (opts, place) = read_one(&format!("{user}{host}/{database}?{query}"))?;
+        all.push(opts);
+        places.push(place);
+    }
+    Ok((all, format!("mysql://{}/{database}", places.join(","))))
+}
+
+fn read_one(url: &str) -> Result<(OptsBuilder, String), StoreError> {
     let (head, query) = url.split_once('?').unwrap_or((url, ""));
     let mut rest = String::new();
     let (mut tls, mut ca, mut cert, mut key) = (None, None, None, None);
@@ -44,10 +60,10 @@ pub(super) fn read(url: &str) -> Result<(OptsBuilder, String), StoreError> {
     // The library's message may repeat the URL, and with it the password.
     let opts = Opts::from_url(&format!("{head}{rest}"))
         .map_err(|_| bad(format!("the database's URL cannot be read: {FORM}")))?;
-    let Some(database) = opts.get_db_name().filter(|name| !name.is_empty()) else {
+    if opts.get_db_name().is_none_or(str::is_empty) {
         return Err(bad(format!("the database's URL names no database: {FORM}")));
-    };
-    let place = format!("mysql://{}:{}/{database}", opts.get_ip_or_hostname(), opts.get_tcp_port());
+    }
+    let place = format!("{}:{}", opts.get_ip_or_hostname(), opts.get_tcp_port());
     let identity = match (cert, key) {
         (None, None) => None,
         (Some(cert), Some(key)) => Some(ClientIdentity::new(PathBuf::from(cert), PathBuf::from(key))),
@@ -93,7 +109,9 @@ mod tests {
         assert_eq!(place, "mysql://db.example:3307/sip");
         let (opts, place) = read("mysql://u:secret@db.example/sip?tls=verify&tls_ca=/c&compress=fast").expect("good");
         assert_eq!(place, "mysql://db.example:3306/sip");
-        let ssl = Opts::from(opts).get_ssl_opts().cloned().expect("TLS");
+        let ssl = Opts::from(opts[0].clone()).get_ssl_opts().cloned().expect("TLS");
+        let (hosts, place) = read("mysql://u:p@a,b:3307/sip").expect("good");
+        assert_eq!((hosts.len(), &place[..]), (2, "mysql://a:3306,b:3307/sip"));
         assert_eq!((ssl.root_cert_path(), ssl.accept_invalid_certs()), (Some(std::path::Path::new("/c")), false));
     }
 }
