@@ -170,7 +170,7 @@ fn openssl_registers_over_both_versions() {
     for (i, version) in ["-tls1_2", "-tls1_3"].into_iter().enumerate() {
         let mut client = Command::new("openssl")
             .args(["s_client", "-quiet", "-verify_return_error", version, "-connect", &server.addr.to_string()])
-            .args(["-verify_ip", "127.0.0.1", "-CAfile".as_ref(), server.certificate.to_str().unwrap()])
+            .args(["-verify_ip", "127.0.0.1", "-CAfile", server.certificate.to_str().unwrap()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
