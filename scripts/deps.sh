@@ -44,7 +44,7 @@ for set in "$@"; do
       need baresip-core baresip; need linphone-cli linphonec; need strace strace; need openssl openssl ;;
     bench) need python3 python3; need util-linux taskset; need kamailio kamailio
       need kamailio-mysql-modules "$(compgen -G '/usr/lib/*/kamailio/modules/db_mysql.so' || echo /none)" ;;
-    cluster) need galera-4 /usr/lib/galera/libgalera_smm.so; need rsync rsync ;;
+    cluster) need mariadb-server /usr/bin/wsrep_sst_rsync; need galera-4 /usr/lib/galera/libgalera_smm.so; need rsync rsync ;;
     *) echo "deps.sh: unknown set '$set' (build, demo, mysql, test, bench, cluster)" >&2; exit 2 ;;
   esac
 done
@@ -54,7 +54,8 @@ if [ ${#want[@]} -gt 0 ]; then
     echo "This is not Debian (no apt-get): install what corresponds to them by hand." >&2
     exit 1
   fi
-  run=(env DEBIAN_FRONTEND=noninteractive)
+  # At runlevel 1 no package starts the server that it brings.
+  run=(env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1)
   install=(apt-get install -y --no-install-recommends "${want[@]}")
   if [ "$(id -u)" != 0 ]; then
     if sudo -n true 2>/dev/null; then run=(sudo -n "${run[@]}"); else
