@@ -173,9 +173,11 @@ impl Peer {
 
 /// A request; `more` are header lines that each end in CRLF.
 fn request(method: &str, uri: &str, to: &str, call: &str, cseq: u32, more: &str) -> String {
+    // Who registers somebody else is refused by our registrar.
+    let from = if method == "REGISTER" { to } else { "sip:me@127.0.0.1" };
     format!(
         "{method} {uri} SIP/2.0\r\nVia: SIP/2.0/UDP client.invalid:5099;branch=z9hG4bK-{call}-{cseq}-{method};rport\r\n\
-         From: <sip:me@127.0.0.1>;tag=1\r\nTo: <{to}>\r\nCall-ID: {call}\r\nCSeq: {cseq} {method}\r\n{more}\
+         From: <{from}>;tag=1\r\nTo: <{to}>\r\nCall-ID: {call}\r\nCSeq: {cseq} {method}\r\n{more}\
          Content-Length: 0\r\n\r\n"
     )
 }
