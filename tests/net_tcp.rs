@@ -201,6 +201,8 @@ fn a_slow_handler_is_not_a_slow_peer() {
     assert_eq!(read_to_end(&mut slow), b"");
     may_go_on.store(true, std::sync::atomic::Ordering::SeqCst);
     assert_eq!(read_exactly(&mut client, answer_to(&one).len()), answer_to(&one));
+    // Counted when the connection is finished, after the peer has seen its end.
+    server.until("the slow one is counted", || server.metric("partyline_stream_closed_total") == 1);
     assert_eq!(server.closed("message_too_slow"), 1);
 }
 

@@ -5,17 +5,20 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::windows::io::OwnedSocket;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mio::Token;
 use parking_lot::Mutex;
 use socket2::{Domain, Protocol, Socket, Type};
-use windows_sys::Win32::Networking::WinSock::{SO_UPDATE_ACCEPT_CONTEXT, SOCKADDR_STORAGE, SOL_SOCKET, setsockopt};
+use windows_sys::Win32::Foundation::ERROR_NETNAME_DELETED;
+use windows_sys::Win32::Networking::WinSock::{
+    SO_UPDATE_ACCEPT_CONTEXT, SOCKADDR_STORAGE, SOL_SOCKET, WSAECONNRESET, setsockopt,
+};
 
 use super::Close;
 use super::extension::Extensions;
 use super::op::{PIECE, Task};
-use super::port::{Found, Port, raw};
+use super::port::{Closed, Found, Port, raw};
 use super::tcp::Tcp;
 
 /// Sockets that wait for a connection at a time.
@@ -37,7 +40,7 @@ pub struct Listener {
     domain: Domain,
     arrived: Mutex<VecDeque<io::Result<Premade>>>,
     accepting: AtomicUsize,
-    closed: AtomicBool,
+    closed: Closed,
 }
 
 impl Listener {
@@ -51,7 +54,7 @@ impl Listener {
             domain,
             arrived: Mutex::new(VecDeque::new()),
             accepting: AtomicUsize::new(0),
-            closed: AtomicBool::new(false),
+            closed: Closed::not_yet(port),
         });
         listener.top_up()?;
         Ok(listener)
@@ -62,7 +65,7 @@ impl Listener {
     }
 
     fn top_up(self: &Arc<Self>) -> io::Result<()> {
-        while !self.closed.load(Ordering::SeqCst) && self.accepting.load(Ordering::SeqCst) < ACCEPTS {
+        while !self.closed.is_set() && self.accepting.load(Ordering::SeqCst) < ACCEPTS {
             // A used socket is of the family that its first connection had.
             let used = if self.domain == Domain::IPV4 { self.port.take_used() } else { None };
             let premade = match used {
@@ -104,13 +107,18 @@ impl Listener {
 
     pub fn arrived(self: Arc<Self>, premade: Premade, outcome: io::Result<usize>, found: &mut dyn FnMut(Found)) {
         self.accepting.fetch_sub(1, Ordering::SeqCst);
-        if self.closed.load(Ordering::SeqCst) {
+        if self.closed.is_set() {
             return;
         }
         match outcome {
             Ok(_) => self.arrived.lock().push_back(Ok(premade)),
             Err(error) if premade.used => self.port.reuse_failed(&error),
-            Err(error) => self.arrived.lock().push_back(Err(error)),
+            // The peer has gone before it was accepted.
+            Err(error) if is_peers(&error) => {}
+            Err(error) => {
+                self.arrived.lock().push_back(Err(error));
+                return self.port.retry(self.token);
+            }
         }
         found(Found { token: self.token, readable: true, writable: false });
     }
@@ -118,6 +126,9 @@ impl Listener {
     pub fn accept(self: &Arc<Self>) -> io::Result<(Arc<Tcp>, SocketAddr)> {
         let arrived = self.arrived.lock().pop_front();
         let refilled = self.top_up();
+        if refilled.is_err() {
+            self.port.retry(self.token);
+        }
         let premade = match arrived {
             Some(arrived) => arrived?,
             // Nothing is there, and nothing will come where no socket could be made.
@@ -147,10 +158,15 @@ impl Listener {
     }
 }
 
+fn is_peers(error: &io::Error) -> bool {
+    let code = error.raw_os_error().unwrap_or(0);
+    code == WSAECONNRESET || code == ERROR_NETNAME_DELETED as i32
+}
+
 impl Close for Listener {
     /// The owner lets go: the port closes with the last operation.
     fn close(self: &Arc<Self>) {
-        self.closed.store(true, Ordering::SeqCst);
+        self.closed.close();
         self.arrived.lock().clear();
         self.port.cancel(raw(&self.socket) as _);
         self.port.reap(|| self.accepting.load(Ordering::SeqCst) == 0);
