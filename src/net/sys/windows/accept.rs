@@ -34,7 +34,9 @@ pub struct Premade {
 
 /// A listening socket on a port.
 pub struct Listener {
-    socket: std::net::TcpListener,
+    /// Until its owner closes it; only the owner uses it.
+    socket: Mutex<Option<std::net::TcpListener>>,
+    local: SocketAddr,
     port: Arc<Port>,
     token: Token,
     domain: Domain,
@@ -46,9 +48,11 @@ pub struct Listener {
 impl Listener {
     pub fn start(socket: std::net::TcpListener, port: &Arc<Port>, token: Token) -> io::Result<Arc<Listener>> {
         port.associate(raw(&socket) as _)?;
-        let domain = Domain::for_address(socket.local_addr()?);
+        let local = socket.local_addr()?;
+        let domain = Domain::for_address(local);
         let listener = Arc::new(Listener {
-            socket,
+            socket: Mutex::new(Some(socket)),
+            local,
             port: Arc::clone(port),
             token,
             domain,
@@ -60,8 +64,12 @@ impl Listener {
         Ok(listener)
     }
 
-    pub fn socket(&self) -> &std::net::TcpListener {
-        &self.socket
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    fn raw(&self) -> io::Result<usize> {
+        self.socket.lock().as_ref().map(raw).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     fn top_up(self: &Arc<Self>) -> io::Result<()> {
@@ -76,7 +84,7 @@ impl Listener {
                 }
             };
             let accept = Extensions::get()?.accept;
-            let (from, to, used) = (raw(&self.socket), raw(&premade.socket), premade.used);
+            let (from, to, used) = (self.raw()?, raw(&premade.socket), premade.used);
             let mut op = self.port.ops.take(PIECE);
             op.task = Task::Accept(Arc::clone(self), premade);
             self.accepting.fetch_add(1, Ordering::SeqCst);
@@ -134,7 +142,7 @@ impl Listener {
             // Nothing is there, and nothing will come where no socket could be made.
             None => return Err(refilled.err().unwrap_or_else(|| io::ErrorKind::WouldBlock.into())),
         };
-        let from = raw(&self.socket);
+        let from = self.raw()?;
         // SAFETY: the value is the listener's number; makes getpeername and shutdown work on the new socket.
         let failed = unsafe {
             setsockopt(
@@ -164,11 +172,11 @@ fn is_peers(error: &io::Error) -> bool {
 }
 
 impl Close for Listener {
-    /// The owner lets go: the port closes with the last operation.
+    /// The owner lets go: nobody is let in from now on, and what is in flight is called back by the system.
     fn close(self: &Arc<Self>) {
         self.closed.close();
         self.arrived.lock().clear();
-        self.port.cancel(raw(&self.socket) as _);
+        drop(self.socket.lock().take());
         self.port.reap(|| self.accepting.load(Ordering::SeqCst) == 0);
     }
 }

@@ -464,7 +464,7 @@ impl TcpListener {
         match self {
             TcpListener::Plain(listener) => listener.local_addr(),
             TcpListener::Readiness(listener) => listener.local_addr(),
-            TcpListener::Port(listener) => listener.socket().local_addr(),
+            TcpListener::Port(listener) => Ok(listener.local_addr()),
             TcpListener::Gone => Err(io::ErrorKind::NotConnected.into()),
         }
     }
