@@ -21,6 +21,7 @@
 #   make bench-registrar          the registrar beside Kamailio, 11 minutes (BENCH_ARGS=--quick: 4)
 #   make test-differential        a thousand REGISTER sequences against Kamailio and us
 #   make sanitize | memcheck      AddressSanitizer and ThreadSanitizer (needs rustup's nightly) | valgrind
+#   make test-windows             the library for Windows: built, and its tests run under Wine (docs/windows.md)
 #   make soak-pool | fail-alloc   the pool under everything for SOAK_SECONDS (600) | each allocation of osip2 refused in turn
 #   make fuzz                     libFuzzer for FUZZ_SECONDS (60) per target (needs rustup's nightly)
 #
@@ -177,6 +178,10 @@ sanitize: deps
 
 memcheck: lib
 	scripts/memcheck.sh
+
+# With mingw and Debian's rustc-web, in target/windows; SKIPPED where the packages cannot be installed.
+test-windows:
+	@scripts/test-windows.sh
 
 soak-pool: harness
 	scripts/soak-pool.sh

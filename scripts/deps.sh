@@ -44,8 +44,11 @@ for set in "$@"; do
       need baresip-core baresip; need linphone-cli linphonec; need strace strace; need openssl openssl ;;
     bench) need python3 python3; need util-linux taskset; need kamailio kamailio
       need kamailio-mysql-modules "$(compgen -G '/usr/lib/*/kamailio/modules/db_mysql.so' || echo /none)" ;;
+    # Compiler and source of std of one version; another cargo than Debian's may drive them.
+    windows) need rustc-web /usr/share/doc/rustc-web; need rust-web-src /usr/share/doc/rust-web-src
+      need gcc-mingw-w64-x86-64-posix x86_64-w64-mingw32-gcc; need wine64 /usr/lib/wine/wine64 ;;
     cluster) need mariadb-server /usr/bin/wsrep_sst_rsync; need galera-4 /usr/lib/galera/libgalera_smm.so; need rsync rsync ;;
-    *) echo "deps.sh: unknown set '$set' (build, demo, mysql, test, bench, cluster)" >&2; exit 2 ;;
+    *) echo "deps.sh: unknown set '$set' (build, demo, mysql, test, bench, cluster, windows)" >&2; exit 2 ;;
   esac
 done
 if [ ${#want[@]} -gt 0 ]; then

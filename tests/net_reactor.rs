@@ -1,10 +1,13 @@
 //! The reactor: wakes, marks and events given back.
 
+mod net_support;
+
 use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use net_support::reactor;
 use partyline::net::{Event, Reactor, Ready, RecvBatch, UdpListener, UdpOptions};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -16,7 +19,7 @@ fn listener(reactor: &Reactor) -> Arc<UdpListener> {
 
 #[test]
 fn a_wake_before_the_wait_is_kept_and_several_count_as_one() {
-    let reactor = Reactor::new().unwrap();
+    let reactor = reactor();
     let mut ready = Ready::new();
     for _ in 0..3 {
         reactor.wake();
@@ -33,7 +36,7 @@ fn a_wake_before_the_wait_is_kept_and_several_count_as_one() {
 fn no_wake_is_lost_between_a_sleeper_and_its_wakers() {
     const POSTS: usize = 20_000;
     const WAKERS: usize = 2;
-    let reactor = Reactor::new().unwrap();
+    let reactor = reactor();
     let posted = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..WAKERS {
@@ -58,7 +61,7 @@ fn no_wake_is_lost_between_a_sleeper_and_its_wakers() {
 
 #[test]
 fn a_mark_is_handed_out_once_and_again_when_set_again() {
-    let reactor = Reactor::new().unwrap();
+    let reactor = reactor();
     let listener = listener(&reactor);
     let mut ready = Ready::new();
     for _ in 0..3 {
@@ -77,7 +80,7 @@ fn a_mark_is_handed_out_once_and_again_when_set_again() {
 #[test]
 fn a_mark_ends_a_sleep() {
     const ROUNDS: usize = 2000;
-    let reactor = Reactor::new().unwrap();
+    let reactor = reactor();
     let listener = listener(&reactor);
     let turn = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -107,7 +110,7 @@ fn a_mark_ends_a_sleep() {
 /// A leader that handles one event per turn and drops its Ready serves all sockets in turn.
 #[test]
 fn events_given_back_go_round() {
-    let reactor = Reactor::new().unwrap();
+    let reactor = reactor();
     let listeners: Vec<_> = (0..5).map(|_| listener(&reactor)).collect();
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     for listener in &listeners {
@@ -130,7 +133,7 @@ fn events_given_back_go_round() {
 
 #[test]
 fn a_removed_listener_is_not_reported() {
-    let reactor = Reactor::new().unwrap();
+    let reactor = reactor();
     let (gone, kept) = (listener(&reactor), listener(&reactor));
     reactor.remove_udp(&gone);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();

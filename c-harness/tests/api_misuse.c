@@ -131,7 +131,9 @@ int main(void)
                                "udp:host.example.test:5060", "sctp:127.0.0.1:0", "udp:::1:5060", "udp:[::1:5060"};
     for (size_t i = 0; i < sizeof addresses / sizeof *addresses; i++)
         CHECK_CODE(partyline_engine_listen(engine, addresses[i], NULL), PARTYLINE_ECONFIG);
+#ifndef _WIN32 /* Wine takes any address and binds to the wildcard instead */
     CHECK_CODE(partyline_engine_listen(engine, "udp:192.0.2.1:0", NULL), PARTYLINE_EADDR);
+#endif
     CHECK_CODE(partyline_engine_listen(engine, NULL, NULL), PARTYLINE_EINVAL);
     CHECK_CODE(partyline_engine_attach(engine, NULL), PARTYLINE_EINVAL);
     CHECK_CODE(partyline_engine_attach(engine, registrar), PARTYLINE_ESTATE);

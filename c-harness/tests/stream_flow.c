@@ -307,7 +307,7 @@ static void run(int with_plugins)
     expect_end(fd);
     fd = socket(AF_INET, SOCK_STREAM, 0);
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    CHECK(connect(fd, (struct sockaddr *)&to, sizeof to) == -1 && errno == ECONNREFUSED);
+    CHECK(connect(fd, (struct sockaddr *)&to, sizeof to) == -1 && was_refused());
     CHECK(metric(engine, "partyline_stream_open") == 0);
     close(fd);
     close(datagrams);

@@ -7,7 +7,7 @@ use super::bindings::RegistrarOptions;
 use super::settings::{Setting, apply, document, number, show_switch, show_time, switch, time};
 use super::sockets::TRANSPORT;
 use crate::ffi::{Code, Error};
-use crate::net::{FramerLimits, LimitOptions, Rate, StreamOptions, TlsFiles};
+use crate::net::{Backend, FramerLimits, LimitOptions, Rate, StreamOptions, TlsFiles};
 use crate::registrar::store::{Identifier, Schema, TimeForm};
 use crate::registrar::{AuthMode, Mode, PathMode, WhenBrief, WhenFull};
 use crate::sip::contact::is_route;
@@ -30,6 +30,7 @@ pub struct Config {
     /// The one that was named last; the room `capi` loads them.
     pub plugin: String,
     pub watchdog: Duration,
+    pub backend: Backend,
     pub udp_sockets: usize,
     pub udp_receive_buffer: usize,
     pub udp_send_buffer: usize,
@@ -63,6 +64,7 @@ impl Default for Config {
             overload_low: 4_096,
             plugin: String::new(),
             watchdog: Duration::from_secs(5),
+            backend: Backend::System,
             udp_sockets: 1,
             udp_receive_buffer: 4 << 20,
             udp_send_buffer: 1 << 20,

@@ -388,7 +388,7 @@ impl Running {
         let Setup { config, udp, tcp, watchers, plugins, registrar } = setup;
         let io_error = |what: &str, e: std::io::Error| Error::new(Code::Io, format!("{what}: {e}"));
         start_log(&config)?;
-        let reactor = Reactor::new().map_err(|e| io_error("no event queue", e))?;
+        let reactor = Reactor::with_backend(config.backend).map_err(|e| io_error("no event queue", e))?;
         let no_wait = |e| io_error("a listener cannot be waited for", e);
         let events = match registrar.as_ref().filter(|registrar| registrar.options().connection_bound) {
             Some(registrar) => {

@@ -5,8 +5,25 @@ use std::time::Duration;
 
 use super::config::{Config, DAY, HOUR};
 use super::settings::{Setting, number, show_time, time};
+use crate::net::Backend;
 
 pub const TRANSPORT: &[Setting<Config>] = &[
+    Setting {
+        name: "transport.backend",
+        help: "How sockets are waited for: system or readiness. The system's own way is epoll on Linux and a completion port on Windows. Only on Windows is readiness (mio's) another one: the fallback, and there to be compared.",
+        set: |c, v| {
+            c.backend = match v {
+                "system" => Backend::System,
+                "readiness" => Backend::Readiness,
+                _ => return Err("expected system or readiness".into()),
+            };
+            Ok(())
+        },
+        show: |c| match c.backend {
+            Backend::System => "system".into(),
+            Backend::Readiness => "readiness".into(),
+        },
+    },
     Setting {
         name: "udp.sockets",
         help: "Sockets per UDP address (SO_REUSEPORT); more than 1 pays where one core does nothing but read.",

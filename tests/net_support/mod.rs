@@ -10,12 +10,25 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use partyline::net::{
-    CloseReason, Conn, Event, Reactor, Ready, SendBatch, StreamEvents, StreamMessage, StreamOptions, StreamReader,
-    Streams, Taken, TcpAcceptor, TcpOptions,
+    Backend, CloseReason, Conn, Event, Reactor, Ready, SendBatch, StreamEvents, StreamMessage, StreamOptions,
+    StreamReader, Streams, Taken, TcpAcceptor, TcpOptions,
 };
 use partyline::observe::Text;
 
 pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// A reactor over the backend that PARTYLINE_TEST_BACKEND names; `scripts/test-windows.sh` runs both.
+pub fn reactor() -> Reactor {
+    Reactor::with_backend(backend()).unwrap()
+}
+
+fn backend() -> Backend {
+    match std::env::var("PARTYLINE_TEST_BACKEND").as_deref() {
+        Ok("readiness") => Backend::Readiness,
+        Ok(other) => panic!("PARTYLINE_TEST_BACKEND={other}: not a backend"),
+        Err(_) => Backend::System,
+    }
+}
 
 pub type Handler = dyn Fn(StreamMessage<'_>, &mut SendBatch) + Send + Sync;
 
@@ -99,7 +112,11 @@ impl Server {
     }
 
     pub fn with(options: StreamOptions, threads: usize, handler: Arc<Handler>) -> Server {
-        let reactor = Arc::new(Reactor::new().unwrap());
+        Self::on(backend(), options, threads, handler)
+    }
+
+    pub fn on(backend: Backend, options: StreamOptions, threads: usize, handler: Arc<Handler>) -> Server {
+        let reactor = Arc::new(Reactor::with_backend(backend).unwrap());
         let log = Arc::new(Log::default());
         let streams = Streams::new(&reactor, options, Some(Arc::clone(&log) as Arc<dyn StreamEvents>)).unwrap();
         let acceptor = TcpAcceptor::bind("127.0.0.1:0".parse().unwrap(), &TcpOptions::default()).unwrap();

@@ -35,6 +35,7 @@ use mio::{Interest, Token};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Backend, Datagram, Os, Portable, Received, RecvSlots, portable};
+use extension::Extensions;
 use op::{DATAGRAM, Op};
 use port::{Found, Port};
 
@@ -138,7 +139,10 @@ impl Drop for Poll {
         if let Way::Port(port) = &self.registry.0 {
             // Sockets that close from now on take their operations from the port themselves.
             port.attended.store(false, Ordering::SeqCst);
-            while port.wait(Some(Duration::ZERO), &mut |_| {}).is_ok_and(|count| count > 0) {}
+            // Those that closed before have been told that somebody waits here.
+            port.reap(|| port.leaving.load(Ordering::SeqCst) == 0);
+            port.cut_all();
+            port.reap(|| port.leaving.load(Ordering::SeqCst) == 0);
         }
     }
 }
@@ -417,9 +421,10 @@ impl Register for TcpStream {
             }
             (TcpStream::Plain(stream, connect_to), Way::Port(port)) => {
                 port.associate(port::raw(&stream) as _)?;
+                Extensions::get()?;
                 let stream = tcp::Tcp::new(stream, port, false);
                 match connect_to {
-                    // A refusal comes as an event.
+                    // A refusal comes as an event: the operation is started, and ends, in any case.
                     Some(peer) => drop(stream.connect(token, peer)),
                     None => stream.begin(token),
                 }
@@ -459,7 +464,7 @@ impl TcpListener {
         match self {
             TcpListener::Plain(listener) => listener.local_addr(),
             TcpListener::Readiness(listener) => listener.local_addr(),
-            TcpListener::Port(listener) => listener.socket().local_addr(),
+            TcpListener::Port(listener) => Ok(listener.local_addr()),
             TcpListener::Gone => Err(io::ErrorKind::NotConnected.into()),
         }
     }
@@ -538,7 +543,8 @@ impl Os for Windows {
 pub struct Slots {
     copies: portable::Slots,
     taken: Vec<Box<Op>>,
-    from: Option<Arc<udp::Udp>>,
+    /// Where they came from. Not the socket, which is to close though these are lent out.
+    from: Option<Arc<Port>>,
     slots: usize,
     slot_len: usize,
 }
@@ -553,9 +559,8 @@ impl RecvSlots for Slots {
         self.give_back();
         let UdpSocket::Port(udp) = socket else { return self.copies.recv(socket) };
         self.copies.forget();
-        self.from = Some(Arc::clone(&**udp));
+        self.from = Some(Arc::clone(udp.port()));
         let drained = udp.take(&mut self.taken, self.slots);
-        self.taken.retain(|op| op.peer().is_some());
         let lens = self.taken.iter().map(|op| op.len);
         Ok(Received {
             count: self.taken.len(),
@@ -578,8 +583,8 @@ impl RecvSlots for Slots {
 
 impl Slots {
     fn give_back(&mut self) {
-        if let Some(udp) = self.from.take() {
-            udp.give_back(&mut self.taken);
+        if let Some(port) = self.from.take() {
+            self.taken.drain(..).for_each(|op| port.ops.give(op));
         }
     }
 }

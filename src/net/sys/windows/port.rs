@@ -6,8 +6,8 @@
 use std::io;
 use std::os::windows::io::{AsRawSocket, OwnedSocket, RawSocket};
 use std::ptr::{null, null_mut};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use mio::Token;
@@ -17,15 +17,21 @@ use windows_sys::Win32::Foundation::{
 };
 use windows_sys::Win32::Networking::WinSock::{WSA_IO_PENDING, WSAGetLastError};
 use windows_sys::Win32::System::IO::{
-    CancelIoEx, CreateIoCompletionPort, GetQueuedCompletionStatusEx, OVERLAPPED_ENTRY, PostQueuedCompletionStatus,
+    CancelIoEx, CreateIoCompletionPort, GetQueuedCompletionStatusEx, OVERLAPPED, OVERLAPPED_ENTRY,
+    PostQueuedCompletionStatus,
 };
 
 use super::op::{Op, Ops};
+use super::tcp::Tcp;
 
 /// Completions taken in one call.
 const ENTRIES: usize = 256;
 /// How long a socket that closes waits for its operations when nobody else takes them from the port any more.
 const REAP: Duration = Duration::from_secs(2);
+/// How long a socket rests on which an operation failed at once.
+const AGAIN: Duration = Duration::from_millis(100);
+/// How long a closed connection may take to send what it has.
+const LINGER: Duration = Duration::from_secs(20);
 /// Sockets kept to be used again.
 const REUSE: usize = 1024;
 
@@ -49,6 +55,56 @@ pub struct Port {
     reuse_works: AtomicBool,
     pub reused: AtomicU64,
     pub send_errors: AtomicU64,
+    /// Sockets that are closed, with operations that have not ended.
+    pub leaving: AtomicUsize,
+    later: Mutex<Todo>,
+    has_later: AtomicBool,
+}
+
+#[derive(Default)]
+struct Todo {
+    list: Vec<(Instant, Later)>,
+    /// Not before then, however often the leader comes by.
+    next_look: Option<Instant>,
+}
+
+/// What is done after a while by whoever waits.
+enum Later {
+    /// A socket on which nothing could be started is tried again.
+    Find(Token),
+    /// A closed connection whose peer does not take what was sent is cut off.
+    Cut(Weak<Tcp>),
+}
+
+/// A socket's mark that its owner is gone. It counts as leaving from then until its object is dropped, which is when the
+/// last operation has ended.
+pub struct Closed {
+    port: Arc<Port>,
+    closed: AtomicBool,
+}
+
+impl Closed {
+    pub fn not_yet(port: &Arc<Port>) -> Closed {
+        Closed { port: Arc::clone(port), closed: AtomicBool::new(false) }
+    }
+
+    pub fn close(&self) {
+        if !self.closed.swap(true, Ordering::SeqCst) {
+            self.port.leaving.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    pub fn is_set(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        if self.is_set() {
+            self.port.leaving.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
 }
 
 // SAFETY: a completion port is made to be used from several threads.
@@ -71,6 +127,9 @@ impl Port {
             reuse_works: AtomicBool::new(true),
             reused: AtomicU64::new(0),
             send_errors: AtomicU64::new(0),
+            leaving: AtomicUsize::new(0),
+            later: Mutex::new(Todo::default()),
+            has_later: AtomicBool::new(false),
         }))
     }
 
@@ -118,12 +177,72 @@ impl Port {
 
     /// Asks the system to give up what it does on a socket; each operation still ends through the port.
     pub fn cancel(&self, socket: RawSocket) {
+        self.cancel_one(socket, null());
+    }
+
+    /// The same for one operation; null: for all of them. The address is compared and not looked into.
+    pub fn cancel_one(&self, socket: RawSocket, overlapped: *const OVERLAPPED) {
         // SAFETY: the caller's socket; where nothing is in flight it fails, which is what was wanted.
-        unsafe { CancelIoEx(socket as usize as HANDLE, null()) };
+        unsafe { CancelIoEx(socket as usize as HANDLE, overlapped) };
+    }
+
+    /// Has the socket of `token` found after a while, so that it tries again what failed. At once, it would spin.
+    pub fn retry(&self, token: Token) {
+        self.remember(AGAIN, Later::Find(token));
+    }
+
+    /// Cuts a closed connection off if its sends have not ended by then.
+    pub fn cut_later(&self, tcp: Weak<Tcp>) {
+        self.remember(LINGER, Later::Cut(tcp));
+    }
+
+    fn remember(&self, wait: Duration, what: Later) {
+        let mut later = self.later.lock();
+        if let Later::Find(token) = &what {
+            if later.list.iter().any(|(_, known)| matches!(known, Later::Find(known) if known == token)) {
+                return;
+            }
+        }
+        later.list.push((Instant::now() + wait, what));
+        // The leader may be asleep with a longer timeout.
+        if !self.has_later.swap(true, Ordering::SeqCst) {
+            let _ = self.wake();
+        }
+    }
+
+    fn do_what_is_due(&self, now: Instant, found: &mut dyn FnMut(Found)) {
+        let mut later = self.later.lock();
+        if later.next_look.is_some_and(|at| now < at) {
+            return;
+        }
+        later.next_look = Some(now + AGAIN);
+        later.list.retain(|(at, what)| {
+            match what {
+                Later::Cut(tcp) if tcp.strong_count() == 0 => return false,
+                _ if *at > now => return true,
+                Later::Find(token) => found(Found { token: *token, readable: true, writable: false }),
+                Later::Cut(tcp) => {
+                    if let Some(tcp) = tcp.upgrade() {
+                        self.cancel(raw(tcp.socket()) as _);
+                    }
+                }
+            }
+            false
+        });
+        self.has_later.store(!later.list.is_empty(), Ordering::SeqCst);
+    }
+
+    /// Cuts off what would be cut off later.
+    pub fn cut_all(&self) {
+        self.do_what_is_due(Instant::now() + LINGER + AGAIN, &mut |_| {});
     }
 
     /// Waits for completions, at most `timeout` (`None`: without limit), and completes what came.
     pub fn wait(&self, timeout: Option<Duration>, found: &mut dyn FnMut(Found)) -> io::Result<usize> {
+        let timeout = match self.has_later.load(Ordering::SeqCst) {
+            true => Some(timeout.map_or(AGAIN, |limit| limit.min(AGAIN))),
+            false => timeout,
+        };
         // Rounded up, so that a short wait does not become none and spin.
         let millis = timeout.map_or(u32::MAX, |limit| {
             u32::try_from(limit.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX - 1).min(u32::MAX - 1)
@@ -134,9 +253,12 @@ impl Port {
         let got = unsafe {
             GetQueuedCompletionStatusEx(self.handle, entries.as_mut_ptr(), ENTRIES as u32, &mut count, millis, 0)
         };
+        // SAFETY: this thread's last error.
+        let error = unsafe { GetLastError() };
+        if self.has_later.load(Ordering::SeqCst) {
+            self.do_what_is_due(Instant::now(), found);
+        }
         if got == 0 {
-            // SAFETY: this thread's last error.
-            let error = unsafe { GetLastError() };
             return if error == WAIT_TIMEOUT { Ok(0) } else { Err(io::Error::from_raw_os_error(error as i32)) };
         }
         for entry in &entries[..count as usize] {

@@ -24,7 +24,7 @@ use windows_sys::Win32::Networking::WinSock::{
 use super::Close;
 use super::extension::Extensions;
 use super::op::{Op, PIECE, Task};
-use super::port::{Found, Port, raw};
+use super::port::{Closed, Found, Port, raw};
 
 /// Receives that the system has at a time.
 const RECEIVES: usize = 2;
@@ -41,7 +41,7 @@ pub struct Tcp {
     state: Mutex<State>,
     /// Operations in flight.
     pending: AtomicUsize,
-    closed: AtomicBool,
+    closed: Closed,
     /// Whether the end has begun: DisconnectEx, or nothing.
     ending: AtomicBool,
     accepted: bool,
@@ -52,6 +52,8 @@ pub struct Tcp {
 struct State {
     next_start: u64,
     next_read: u64,
+    /// Where the receives in flight lie, by which they are called back; number n stands at n % RECEIVES.
+    flying: [usize; RECEIVES],
     /// What has come and was not read yet: number n stands at n % RECEIVES.
     here: [Option<Arrival>; RECEIVES],
     /// The stream has ended, well or not; said again to whoever reads.
@@ -77,7 +79,7 @@ impl Tcp {
             token: AtomicUsize::new(NOWHERE),
             state: Mutex::new(State::default()),
             pending: AtomicUsize::new(0),
-            closed: AtomicBool::new(false),
+            closed: Closed::not_yet(port),
             ending: AtomicBool::new(false),
             accepted,
             keep: AtomicBool::new(false),
@@ -132,15 +134,13 @@ impl Tcp {
     /// Has the system receive into as many buffers as it should. Under the lock, so that numbers are given in the order
     /// in which the system gets them.
     fn receive(self: &Arc<Self>, state: &mut State) {
-        while state.ended.is_none()
-            && !self.closed.load(Ordering::SeqCst)
-            && state.next_start < state.next_read + RECEIVES as u64
-        {
+        while state.ended.is_none() && !self.closed.is_set() && state.next_start < state.next_read + RECEIVES as u64 {
             let number = state.next_start;
             state.next_start += 1;
             let mut op = self.port.ops.take(PIECE);
             op.task = Task::Recv(Arc::clone(self), number);
             op.flags = 0;
+            state.flying[number as usize % RECEIVES] = (&raw const op.overlapped).addr();
             self.pending.fetch_add(1, Ordering::SeqCst);
             let socket = raw(&self.socket);
             let started = self.port.start(op, |op| {
@@ -163,7 +163,8 @@ impl Tcp {
         found: &mut dyn FnMut(Found),
     ) {
         let mut state = self.state.lock();
-        if self.closed.load(Ordering::SeqCst) || state.ended.is_some() {
+        state.flying[number as usize % RECEIVES] = 0;
+        if self.closed.is_set() || state.ended.is_some() {
             self.port.ops.give(op);
         } else {
             let outcome = match outcome {
@@ -267,7 +268,7 @@ impl Tcp {
 
     fn find(&self, readable: bool, writable: bool, found: &mut dyn FnMut(Found)) {
         let token = self.token.load(Ordering::SeqCst);
-        if token != NOWHERE && !self.closed.load(Ordering::SeqCst) {
+        if token != NOWHERE && !self.closed.is_set() {
             found(Found { token: Token(token), readable, writable });
         }
     }
@@ -279,7 +280,7 @@ impl Tcp {
     /// An operation has ended; with the last one of a closed connection the socket is given back.
     fn landed(self: &Arc<Self>) {
         let last = self.pending.fetch_sub(1, Ordering::SeqCst) == 1;
-        if !last || !self.closed.load(Ordering::SeqCst) || self.ending.swap(true, Ordering::SeqCst) {
+        if !last || !self.closed.is_set() || self.ending.swap(true, Ordering::SeqCst) {
             return;
         }
         // Sockets that AcceptEx has filled can take part in it again.
@@ -337,19 +338,107 @@ impl State {
 }
 
 impl Close for Tcp {
-    /// The owner lets go: what is in flight is called back, as closesocket would. What the system has taken already
-    /// still leaves.
+    /// The owner lets go: receives are called back. What was written still leaves, as from other systems' buffers, if the
+    /// peer takes it in time; the socket closes with the last of it.
     fn close(self: &Arc<Self>) {
-        self.closed.store(true, Ordering::SeqCst);
-        for arrival in &mut self.state.lock().here {
+        self.closed.close();
+        let mut state = self.state.lock();
+        for arrival in &mut state.here {
             if let Some(Arrival { outcome: Ok(op), .. }) = arrival.take() {
                 self.port.ops.give(op);
             }
         }
-        self.port.cancel(raw(&self.socket) as _);
+        let (flying, sending) = (state.flying, state.sending > 0);
+        drop(state);
+        let socket = raw(&self.socket) as _;
+        if sending && self.port.attended.load(Ordering::SeqCst) {
+            for address in flying.into_iter().filter(|&address| address != 0) {
+                self.port.cancel_one(socket, std::ptr::without_provenance(address));
+            }
+            self.port.cut_later(Arc::downgrade(self));
+        } else {
+            self.port.cancel(socket);
+        }
         // As if one more had landed, for there may be none.
         self.pending.fetch_add(1, Ordering::SeqCst);
         self.landed();
         self.port.reap(|| self.pending.load(Ordering::SeqCst) == 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::super::Owned;
+    use super::*;
+
+    /// A connection whose first receives the test completes itself.
+    fn connection(started: u64) -> (TcpStream, Owned<Tcp>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        let port = Port::new().unwrap();
+        // Closing takes its operations from the port itself.
+        port.attended.store(false, Ordering::SeqCst);
+        port.associate(raw(&socket) as _).unwrap();
+        let tcp = Tcp::new(socket, &port, false);
+        tcp.token.store(7, Ordering::SeqCst);
+        tcp.pending.store(started as usize, Ordering::SeqCst);
+        tcp.state.lock().next_start = started;
+        (peer, Owned(tcp))
+    }
+
+    /// Number `number` ends; returns whether the owner hears of it.
+    fn ends(tcp: &Arc<Tcp>, number: u64, outcome: io::Result<&[u8]>) -> bool {
+        let mut op = tcp.port.ops.take(PIECE);
+        if let Ok(data) = &outcome {
+            op.buffer[..data.len()].copy_from_slice(data);
+        }
+        let mut heard = false;
+        Arc::clone(tcp).received(op, number, outcome.map(<[u8]>::len), &mut |found| {
+            assert!(found.token == Token(7) && found.readable);
+            heard = true;
+        });
+        heard
+    }
+
+    fn reads(tcp: &Arc<Tcp>, most: usize) -> io::Result<Vec<u8>> {
+        let mut buffer = vec![0; most];
+        let count = tcp.read(&mut buffer)?;
+        buffer.truncate(count);
+        Ok(buffer)
+    }
+
+    #[test]
+    fn what_is_dequeued_out_of_order_is_read_in_order() {
+        let (_peer, tcp) = connection(2);
+        assert!(!ends(&tcp, 1, Ok(b"second")));
+        assert_eq!(reads(&tcp, 100).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(ends(&tcp, 0, Ok(b"first")));
+        assert_eq!(reads(&tcp, 3).unwrap(), b"fir");
+        assert_eq!(reads(&tcp, 4).unwrap(), b"stse");
+        assert_eq!(reads(&tcp, 100).unwrap(), b"cond");
+        assert_eq!(reads(&tcp, 100).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn an_end_that_overtakes_data_waits_for_it() {
+        let reset = windows_sys::Win32::Networking::WinSock::WSAECONNRESET;
+        for (outcome, error) in [(Ok(b"".as_slice()), None), (Err(reset), Some(reset))] {
+            let (_peer, tcp) = connection(2);
+            assert!(!ends(&tcp, 1, outcome.map_err(io::Error::from_raw_os_error)));
+            assert_eq!(reads(&tcp, 100).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            assert!(ends(&tcp, 0, Ok(b"data")));
+            assert_eq!(reads(&tcp, 100).unwrap(), b"data");
+            // Said again to whoever reads.
+            for _ in 0..2 {
+                match (reads(&tcp, 100), error) {
+                    (Ok(end), None) => assert!(end.is_empty()),
+                    (Err(got), Some(code)) => assert_eq!(got.raw_os_error(), Some(code)),
+                    (other, _) => panic!("{other:?}"),
+                }
+            }
+        }
     }
 }

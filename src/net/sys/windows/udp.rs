@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::ptr::null_mut;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mio::Token;
 use parking_lot::Mutex;
@@ -16,7 +16,7 @@ use windows_sys::Win32::Networking::WinSock::{
 
 use super::Close;
 use super::op::{DATAGRAM, Op, Task};
-use super::port::{Found, Port, raw};
+use super::port::{Closed, Found, Port, raw};
 
 /// Receives that the system has at a time.
 const RECEIVES: usize = 32;
@@ -31,7 +31,7 @@ pub struct Udp {
     arrived: Mutex<VecDeque<Box<Op>>>,
     receiving: AtomicUsize,
     sending: AtomicUsize,
-    closed: AtomicBool,
+    closed: Closed,
 }
 
 impl Udp {
@@ -60,10 +60,14 @@ impl Udp {
             arrived: Mutex::new(VecDeque::with_capacity(RECEIVES)),
             receiving: AtomicUsize::new(0),
             sending: AtomicUsize::new(0),
-            closed: AtomicBool::new(false),
+            closed: Closed::not_yet(port),
         });
         udp.top_up();
         Ok(udp)
+    }
+
+    pub fn port(&self) -> &Arc<Port> {
+        &self.port
     }
 
     pub fn socket(&self) -> &std::net::UdpSocket {
@@ -72,7 +76,7 @@ impl Udp {
 
     /// Has the system receive into as many buffers as it should.
     fn top_up(self: &Arc<Self>) {
-        while !self.closed.load(Ordering::SeqCst) && self.receiving.fetch_add(1, Ordering::SeqCst) < RECEIVES {
+        while !self.closed.is_set() && self.receiving.fetch_add(1, Ordering::SeqCst) < RECEIVES {
             let mut op = self.port.ops.take(DATAGRAM);
             op.task = Task::UdpRecv(Arc::clone(self));
             op.address_len = size_of::<SOCKADDR_STORAGE>() as i32;
@@ -87,7 +91,7 @@ impl Udp {
                 }
             });
             if started.is_err() {
-                // It ends through the port; `received` counts it off. The next read tries again.
+                // It ends through the port, where `received` counts it off and has it tried again.
                 return;
             }
         }
@@ -104,13 +108,22 @@ impl Udp {
                 // An earlier datagram of ours found nobody.
                 WSAECONNRESET | WSAENETRESET => return self.again(op, found),
                 code if code == ERROR_PORT_UNREACHABLE as i32 => return self.again(op, found),
-                _ => return self.port.ops.give(op),
+                // What else there is may stay for a while: no memory, no network. Closed: it was called back.
+                _ => {
+                    if !self.closed.is_set() {
+                        self.port.retry(self.token);
+                    }
+                    return self.port.ops.give(op);
+                }
             },
         };
-        if self.closed.load(Ordering::SeqCst) {
+        if self.closed.is_set() {
             return self.port.ops.give(op);
         }
         op.len = len;
+        if op.peer().is_none() {
+            return self.again(op, found);
+        }
         self.arrived.lock().push_back(op);
         found(Found { token: self.token, readable: true, writable: false });
     }
@@ -130,13 +143,6 @@ impl Udp {
         drop(arrived);
         self.top_up();
         drained
-    }
-
-    /// Gives the operations of [`Udp::take`] back, when their datagrams have been handled.
-    pub fn give_back(&self, taken: &mut Vec<Box<Op>>) {
-        for op in taken.drain(..) {
-            self.port.ops.give(op);
-        }
     }
 
     pub fn recv_from(self: &Arc<Self>, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
@@ -195,7 +201,7 @@ impl Drop for Udp {
 impl Close for Udp {
     /// The owner lets go: what is in flight is called back, and the socket closes with the last of it.
     fn close(self: &Arc<Self>) {
-        self.closed.store(true, Ordering::SeqCst);
+        self.closed.close();
         self.port.cancel(raw(&self.socket) as _);
         self.port.reap(|| self.receiving.load(Ordering::SeqCst) == 0 && self.sending.load(Ordering::SeqCst) == 0);
     }

@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Builds the library for x86_64-pc-windows-gnu and runs its tests under Wine, then the C tests, compiled by mingw, against the
+# dll. docs/windows.md says what that proves and which tests are left out. Everything lies in target/windows and target/wine.
+#   scripts/test-windows.sh [clippy]     clippy: lints of the Windows code alone (package rust-web-clippy)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cargo=${CARGO:-cargo}
+skipped() {
+  printf '%s\n' "****" "**** SKIPPED: nothing was built or tested for Windows: $1" "****"
+  exit 0
+}
+command -v apt-get >/dev/null || skipped "this is not Debian (no apt-get); needed are Debian's rustc-web, mingw-w64 and Wine"
+said=$(CARGO=$cargo scripts/deps.sh windows 2>&1) || skipped "the packages cannot be installed:"$'\n'"$said"
+[ -z "$said" ] || echo "$said"
+
+# The compiler and the source of std have to be of one version: Debian's rustc-web and rust-web-src are.
+export RUSTC=/usr/bin/rustc RUSTDOC=/usr/bin/rustdoc RUSTC_BOOTSTRAP=1
+source=$($RUSTC --print sysroot)/lib/rustlib/src/rust/library/Cargo.lock
+[ -e "$source" ] || skipped "$source is missing: /usr/bin/rustc is not the one of rustc-web"
+target=x86_64-pc-windows-gnu
+export CARGO_TARGET_DIR=target/windows # its own: two versions of the compiler must not share one
+export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_LINKER=x86_64-w64-mingw32-gcc
+export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER=/usr/lib/wine/wine64
+export CC_x86_64_pc_windows_gnu=x86_64-w64-mingw32-gcc AR_x86_64_pc_windows_gnu=x86_64-w64-mingw32-ar
+# Linking is half of the time with it.
+export CARGO_PROFILE_DEV_DEBUG=0
+export WINEPREFIX=$PWD/target/wine WINEDEBUG=-all WINEDLLOVERRIDES="mscoree,mshtml="
+unset RUSTFLAGS RUSTC_WRAPPER DISPLAY
+build=(-Zbuild-std=std,panic_abort --target "$target")
+
+tests=(net_udp net_tcp net_reactor net_framer net_windows fuzz_framer sched_pool sched_strand sched_timers sched_watchdog
+  registrar_memory registrar_rules registrar_sqlite registrar_auth registrar_model registrar_fuzz
+  sip_alloc sip_forms sip_fuzz sip_message sip_torture pool_model observe_log)
+
+if [ "${1:-}" = clippy ]; then
+  RUSTC_WORKSPACE_WRAPPER=/usr/bin/clippy-driver CLIPPY_ARGS="-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__" \
+    "$cargo" check --quiet "${build[@]}" --lib "${tests[@]/#/--test=}"
+  exit
+fi
+
+began=$SECONDS
+"$cargo" test --quiet --no-run "${build[@]}" --lib "${tests[@]/#/--test=}"
+echo "windows: built in $((SECONDS - began)) s"
+
+# The prefix once; std needs the shim before the first program runs.
+began=$SECONDS
+system=$WINEPREFIX/drive_c/windows/system32
+if [ ! -e "$system/.partyline" ]; then
+  rm -rf "$WINEPREFIX"
+  mkdir -p "$WINEPREFIX"
+  # It says much about what is not needed here: windows, 32 bits.
+  /usr/lib/wine/wine64 wineboot -i >target/wine/boot.log 2>&1 || { cat target/wine/boot.log; exit 1; }
+  touch "$system/.partyline"
+fi
+x86_64-w64-mingw32-gcc -O1 -shared -o "$system/bcryptprimitives.dll" c-harness/windows/prng.c -ladvapi32
+
+"$cargo" test --quiet --no-fail-fast "${build[@]}" --lib "${tests[@]/#/--test=}"
+# Once more over mio's readiness instead of the completion port.
+PARTYLINE_TEST_BACKEND=readiness "$cargo" test --quiet --no-fail-fast "${build[@]}" \
+  --test=net_udp --test=net_tcp --test=net_reactor
+echo "windows: Rust tests run in $((SECONDS - began)) s"
+
+began=$SECONDS
+# Built with the tests; `cargo build --lib` would build all dependencies once more, with other features.
+dll=target/windows/$target/debug/deps
+out=target/windows/harness
+mkdir -p "$out"
+cp -f "$dll/partyline.dll" "$out/"
+for name in api_misuse plugins events registrar_flow stream_flow; do
+  # Static: but for the dll itself nothing has to lie beside the program.
+  x86_64-w64-mingw32-gcc -std=gnu11 -O1 -Wall -Wextra -Werror -Iinclude -o "$out/$name.exe" "c-harness/tests/$name.c" \
+    "$dll/libpartyline.dll.a" -static -lpthread -lws2_32
+done
+run() {
+  echo "windows: C test $*"
+  (cd "$out" && timeout 120 /usr/lib/wine/wine64 "$@")
+}
+run api_misuse.exe
+run plugins.exe
+run events.exe
+run registrar_flow.exe memory: memory
+run registrar_flow.exe memory: memory tcp
+for mode in write_through write_back; do
+  rm -f "$out"/flow.db*
+  run registrar_flow.exe sqlite:flow.db "$mode"
+done
+run stream_flow.exe
+echo "windows: C tests built and run in $((SECONDS - began)) s"
+echo "windows: builds for Windows and passes under Wine"
