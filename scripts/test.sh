@@ -33,4 +33,3 @@ step "library, C programs" "$make" --no-print-directory lib harness
 step "lints" optional clippy --quiet --all-targets -- -D warnings
 step "tests, compiled" "$cargo" test --quiet --no-run
 step "tests, run" "$cargo" test --no-fail-fast
-step "Windows, under Wine" "$make" --no-print-directory test-windows
