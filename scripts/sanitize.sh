@@ -134,7 +134,7 @@ test_program() { grep -oE "\(target/[^)]*/deps/$1-[0-9a-f]+\)" "$out/$which-buil
 
 # Tests that cannot hold under a sanitizer, each with its reason in docs/sanitizers.md.
 declare -A skips=(
-  [address-pool_process]="--skip with_little_address_space --skip memory_goes_back_after_a_peak"
+  [address-pool_process]="--skip with_little_address_space --skip goes_back_after_a_peak"
 )
 
 run_c() {
