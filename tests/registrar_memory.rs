@@ -116,7 +116,7 @@ fn at_most_300_bytes_per_binding_and_no_allocation_per_refresh() {
     }
     assert_eq!(registrar.bindings(), BINDINGS);
     let each = (LIVE.load(Ordering::Relaxed) - before) / BINDINGS;
-    println!("figure reg_bytes_per_binding {each} B");
+    eprintln!("figure reg_bytes_per_binding {each} B");
     assert!(each <= 300, "{each} bytes per binding");
 
     // Refreshes, in any order and with a later end each: not one allocation on this thread.
