@@ -144,9 +144,9 @@ osip-versions:
 bench-partysip: harness
 	scripts/bench_partysip.py $(BENCH_ARGS)
 
-# SOAK_MINUTES (90) at 300 REGISTER/s with MySQL behind the relinked host; curve in target/soak-partysip.csv.
+# SOAK_MINUTES (90) at 300 REGISTER/s for the relinked host and c-harness/server, MySQL behind both; curve in target/soak.csv and .svg.
 soak: harness
-	SOAK_MINUTES=$(or $(SOAK_MINUTES),90) scripts/soak_partysip.py
+	SOAK_MINUTES=$(or $(SOAK_MINUTES),90) scripts/soak.py
 
 # UDP and TCP beside bare loops over the same system calls, idle connections. `quick` for the short form.
 bench-transport: deps
