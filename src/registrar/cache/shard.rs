@@ -50,6 +50,8 @@ struct Record {
     queued: bool,
     /// Its entry in `empties` is valid.
     listed: bool,
+    /// It was made while the database had not been reached: there may be more of it there.
+    partial: bool,
     bindings: Bindings,
 }
 
@@ -154,6 +156,15 @@ impl Shard {
 
     pub fn view<'a>(&'a self, binding: &'a Binding) -> BindingView<'a> {
         binding.view(&self.agents)
+    }
+
+    /// Whether the database may hold more of this record than the cache.
+    pub fn is_partial(&self, slot: u32) -> bool {
+        self.record(slot).partial
+    }
+
+    pub fn set_partial(&mut self, slot: u32, partial: bool) {
+        self.record_mut(slot).partial = partial;
     }
 
     pub fn handed(&self, slot: u32) -> u32 {
@@ -270,7 +281,8 @@ impl Shard {
         if same && (known.expires == row.expires || binding.state == State::Gone) {
             return false;
         }
-        if !is_newer(row, &known, settled) {
+        // Of one state that which is over is the later: it went with its connection.
+        if !(same && over) && !is_newer(row, &known, settled) {
             return !settled && !same && known.modified == row.modified && known.call_id != row.call_id;
         }
         if over {
@@ -440,6 +452,17 @@ impl Shard {
         }
     }
 
+    /// As [`Shard::take_in`], for a partial record: what was registered meanwhile is the newer.
+    pub fn merge(&mut self, slot: u32, row: &Row<'_>, now: u32) {
+        let record = self.record_mut(slot);
+        match record.bindings.as_mut_slice().iter_mut().find(|binding| binding.has_key(row)) {
+            // The database knows of it, so its removal has to be told.
+            Some(binding) if binding.state == State::New => binding.state = State::Dirty,
+            Some(_) => {}
+            None => self.take_in(slot, row, now),
+        }
+    }
+
     pub fn has_dirty(&self) -> bool {
         !self.dirty.is_empty()
     }
@@ -556,6 +579,23 @@ mod tests {
         assert!(shard.find(5, b"u5@d").is_some(), "its deletion is not durable");
         assert!(shard.find(99, b"u99@d").is_some());
         assert!(shard.find(50, b"u50@d").is_none());
+    }
+
+    #[test]
+    fn a_partial_record_takes_in_what_it_does_not_know() {
+        let mut shard = Shard::default();
+        let no = &mut |_: &Change<'_>| ();
+        let slot = shard.create(1, b"u@d", 0);
+        shard.set_partial(slot, true);
+        shard.put(slot, &row(b"u@d", b"known", 50), Policy::Later, no);
+        shard.merge(slot, &row(b"u@d", b"known", 20), 10);
+        shard.merge(slot, &row(b"u@d", b"other", 30), 10);
+        let found: Vec<(&[u8], u32)> = shard.bindings(slot).iter().map(|b| (b.contact(), b.expires)).collect();
+        assert_eq!(found, [(&b"known"[..], 50), (&b"other"[..], 30)]);
+        assert_eq!(shard.levels().bindings, 2);
+        // Removed before it was written: the row that stands there has to go.
+        shard.remove(slot, 0, Policy::Later, no);
+        assert_eq!(changes(&mut shard), ["-known"]);
     }
 
     #[test]
