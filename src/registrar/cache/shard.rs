@@ -282,7 +282,8 @@ impl Shard {
             return false;
         }
         // Of one state that which is over is the later: it went with its connection.
-        if !(same && over) && !is_newer(row, &known, settled) {
+        let later = is_newer(row, &known, settled) || same && over;
+        if !later {
             return !settled && !same && known.modified == row.modified && known.call_id != row.call_id;
         }
         if over {
