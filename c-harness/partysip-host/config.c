@@ -25,18 +25,23 @@ static int add(const char *sub_config, char *name, char *value) {
 
 int psp_config_add_element(char *name, char *value) { return add(NULL, name, value); }
 
-static char *find(const char *name, const char *sub_config) {
-  for (config_element_t *element = elements; element != NULL; element = element->next)
+static config_element_t *find(const char *name, const char *sub_config, config_element_t *element) {
+  for (; element != NULL; element = element->next)
     if (strcmp(element->name, name) == 0 &&
         (sub_config == NULL ? element->sub_config == NULL
                             : element->sub_config != NULL && strcmp(element->sub_config, sub_config) == 0))
-      return element->value;
+      return element;
   return NULL;
 }
 
-char *psp_config_get_element(char *name) { return find(name, NULL); }
+char *psp_config_get_element(char *name) {
+  config_element_t *found = find(name, NULL, elements);
+  return found != NULL ? found->value : NULL;
+}
 
-char *psp_config_get_sub_element(char *name, char *sub_config) { return find(name, sub_config); }
+config_element_t *psp_config_get_sub_element(char *name, char *sub_config, config_element_t *start) {
+  return find(name, sub_config, start != NULL ? start->next : elements);
+}
 
 int psp_config_load(const char *file) {
   FILE *in = fopen(file, "r");

@@ -217,6 +217,9 @@ int location_init(location_t **location, osip_uri_t *url, int expire);
 int location_set_path(location_t *location, char *path);
 void location_free(location_t *location);
 
+/* An answer with what RFC 3261 section 8.2.6 takes over from the request, and a tag of To. */
+int osip_msg_build_response(osip_message_t **response, int status, osip_message_t *request);
+
 /* The request state machine */
 enum {
   EVT_RCV_REQUEST, TIMEOUT_NOANSWER, TIMEOUT_NOFINALANSWER, TIMEOUT_CLOSE, EVT_RCV_STATUS_1XX, EVT_RCV_STATUS_3456XX,
@@ -462,7 +465,8 @@ typedef struct config_element_t {
 } config_element_t;
 
 char *psp_config_get_element(char *name);
-char *psp_config_get_sub_element(char *name, char *sub_config);
+/* The next element of that name in a section, behind `start` (NULL: the first); NULL where there is none. */
+config_element_t *psp_config_get_sub_element(char *name, char *sub_config, config_element_t *start);
 int psp_config_add_element(char *name, char *value);
 
 #ifdef __cplusplus
