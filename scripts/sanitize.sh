@@ -184,13 +184,15 @@ build_partysip() {
   for file in c-harness/partysip-host/*.c c-harness/partysip-host/ppl/*.c; do
     gcc $flags -c -o "$out/objects/host_$(basename "$file" .c).o" "$file"
   done
+  # Linked without the flag: the runtime is the program's.
+  plugin() { gcc $flags -fPIC -c -o "$out/objects/plugin.o" "$1" && gcc -shared -o "$2" "$out/objects/plugin.o"; }
   for file in c-harness/partysip-host/plugins/*.c; do
-    gcc $flags -fPIC -shared -o "$out/stock/libpsp_$(basename "$file" .c).so" "$file"
+    plugin "$file" "$out/stock/libpsp_$(basename "$file" .c).so"
     ln -sf ../stock/"libpsp_$(basename "$file" .c).so" "$out/ours/"
   done
   for file in udp mysqlreg; do
     rm -f "$out/ours/libpsp_$file.so"
-    gcc $flags -fPIC -shared -o "$out/ours/libpsp_$file.so" "c-harness/plugins/$file.c"
+    plugin "c-harness/plugins/$file.c" "$out/ours/libpsp_$file.so"
   done
   gcc -rdynamic -o "$out/host" -Wl,--allow-multiple-definition "$out"/objects/glue_*.o "$out"/objects/host_*.o \
     -Wl,--whole-archive "$runtime" "$libs/libpartyline.a" -Wl,--no-whole-archive \
@@ -203,7 +205,7 @@ serve_partysip() { # serve_partysip PLUGINS FOLDER [NAME=VALUE...]: 600 REGISTER
   printf 'serverport_udp = %s\nserverip = 127.0.0.1\nplugins = %s\n' $port "$plugins" >"$out/partysip.conf"
   coproc HOST { exec env PARTYLINE_REPORT=1 SLOW_MS=5 TRACE_FILE="$out/partysip.trace" "$@" "$target/partysip/host" -f "$out/partysip.conf" -d "$folder"; }
   pid=$HOST_PID
-  read -r said <&"${HOST[0]}" || true
+  read -r said <&"${HOST[0]}" || return 1
   echo "$said"
   "$target/partysip/load" $port 200 3 1000000 50 || true
   kill "$pid"

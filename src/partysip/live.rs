@@ -192,7 +192,10 @@ mod tests {
         live.put(1, &[10], 300, false, 0);
         live.mark_waiting();
         assert_eq!((live.next(150), live.next(150), live.deadline()), (Some(3), None, Some(200)));
-        assert_eq!((live.find(7, 0), live.find(7, 1), live.find(7, 2), live.find(0, 0)), (Some(3), Some(2), None, None));
+        assert_eq!(
+            (live.find(7, 0), live.find(7, 1), live.find(7, 2), live.find(0, 0)),
+            (Some(3), Some(2), None, None)
+        );
         live.put(3, &[30], i64::MAX, true, 8);
         assert_eq!((live.find(7, 0), live.find(7, 1), live.find(8, 0)), (Some(2), None, Some(3)));
         live.mark(2);

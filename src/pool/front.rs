@@ -15,7 +15,7 @@ use super::pages::{PAGES, Refusal};
 use super::range::{address_of_slice, first_part, offset_of, slice_of, span_at};
 use super::span::{Span, bump, kind};
 use super::start::{self, Entry};
-use super::{next, os, runs, tls, watch};
+use super::{marks, next, os, tls, watch};
 
 /// At least `size` bytes, or null. Size 0 gives a block of its own.
 #[inline(always)]
@@ -238,7 +238,7 @@ pub unsafe fn checked_span(span: *mut Span, block: *mut u8) -> Result<*mut Span,
         match (*span).kind() {
             kind::BLOCKS if offset >= (*span).fixed.fresh.load(Ordering::Relaxed) as usize => Err(Misuse::NotABlock),
             kind::BLOCKS if offset % (*span).fixed.size.get() as usize != 0 => Err(Misuse::Interior),
-            kind::REGION if !runs::is_block(block as usize) => match runs::run_at(span, block as usize) {
+            kind::REGION if !marks::is_block(block as usize) => match marks::run_at(span, block as usize) {
                 (_, _, true) => Err(Misuse::Interior),
                 _ => Err(Misuse::DoubleFree),
             },
@@ -332,7 +332,7 @@ pub unsafe fn block_size(span: *const Span, block: *mut u8) -> usize {
     unsafe {
         match (*span).kind() {
             kind::LARGE => (*span).fixed.bytes.get(),
-            kind::REGION => runs::run_at(span, block as usize).1,
+            kind::REGION => marks::run_at(span, block as usize).1,
             _ => (*span).fixed.size.get() as usize,
         }
     }
@@ -446,7 +446,7 @@ fn aligned_slow(size: usize, align: usize) -> *mut u8 {
             block => block,
         },
         // Runs begin on a grain, large blocks on a slice.
-        None if align <= runs::GRAIN && size > CLASS_MAX => malloc_unlimited(size),
+        None if align <= marks::GRAIN && size > CLASS_MAX => malloc_unlimited(size),
         None if align <= SLICE => large(size, false).0,
         None => next::aligned(size, align),
     }

@@ -7,13 +7,8 @@
 //!                                (full spans stand nowhere until a block of theirs comes back)
 //!  runs ──► region ──► region                blocks above 8 KiB, see runs.rs
 //!  notified ──► span ──► span                other threads freed blocks of these
-//!  outbox[n] ──► blocks of one span of another heap, sent to it as one batch
+//!  outbox[n] ──► blocks of one span of another heap, sent to it as one batch, see outbox.rs
 //! ```
-//! # Blocks of other heaps
-//! A freed block of another heap's span waits in the outbox with others of the same span (Filardo, Parkinson: "BatchIt",
-//! ISMM 2024), so the atomic operation on the span's remote list is paid once per batch. What waits is bounded:
-//! [`OUTBOX`] spans, [`BATCH`] blocks each.
-//!
 //! # Life
 //! Heaps are never freed. A thread that exits flushes its outbox, gives empty spans back and releases its claim; the
 //! next new thread adopts the heap, spans and all, so a span's owner never changes while it has blocks out. Until then
@@ -23,20 +18,20 @@ use core::cell::Cell;
 use core::ptr::null_mut;
 use core::sync::atomic::AtomicUsize;
 
-use super::classes::{CLASSES, COUNTED, DIRECT, SLICE, SMALL_MAX, TABLE, class_of, size_of};
+use super::classes::{CLASSES, COUNTED, DIRECT, SLICE, SMALL_MAX, TABLE, size_of};
+use super::marks;
 use super::misuse;
 use super::os;
+use super::outbox::{OUTBOX, Slot};
 use super::pages::{PAGES, Refusal};
 use super::range::{address_of_slice, slice_of};
 use super::remote::{Claim, Notified, take_in};
-use super::runs::{self, Runs};
+use super::runs::Runs;
 use super::span::{Keep, NO_SPAN, Span, bump, kind, no_span};
 use super::start::watched;
 use super::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use super::watch;
 
-pub const OUTBOX: usize = 16;
-pub const BATCH: u32 = 64;
 /// Blocks that a span puts aside before it uses them again, in the modes that look at every block.
 const LATER: u32 = 64;
 /// A span's unused part is linked up piece by piece: a page at a time.
@@ -46,20 +41,10 @@ pub struct Bin {
     available: Cell<*mut Span>,
 }
 
-/// A batch on its way to another heap.
-struct Slot {
-    span: Cell<*mut Span>,
-    /// The chain's first and last block.
-    head: Cell<usize>,
-    tail: Cell<usize>,
-    count: Cell<u32>,
-    limit: Cell<u32>,
-}
-
 /// Written by other threads: apart from what the owner writes.
 #[repr(C, align(64))]
-struct Inbox {
-    notified: Notified<Span>,
+pub(super) struct Inbox {
+    pub(super) notified: Notified<Span>,
     claim: Claim,
 }
 
@@ -67,7 +52,7 @@ struct Inbox {
 pub struct Heap {
     pub direct: [Cell<*mut Span>; DIRECT],
     bins: [Bin; CLASSES],
-    outbox: [Slot; OUTBOX],
+    pub(super) outbox: [Slot; OUTBOX],
     pub runs: Runs,
     keys: Cell<u64>,
     /// Blocks of other heaps that this heap's threads freed, by class, and the bytes in those that are runs.
@@ -81,7 +66,7 @@ pub struct Heap {
     pub rust_frees: AtomicU64,
     /// In checked mode: how many blocks may be handed out before one is guarded.
     pub unsampled: Cell<u64>,
-    inbox: Inbox,
+    pub(super) inbox: Inbox,
     next: AtomicPtr<Heap>,
 }
 
@@ -94,15 +79,7 @@ const NO_SPAN_AT: *mut Span = (&raw const NO_SPAN).cast_mut();
 const BLANK: Heap = Heap {
     direct: [const { Cell::new(NO_SPAN_AT) }; DIRECT],
     bins: [const { Bin { current: Cell::new(NO_SPAN_AT), available: Cell::new(null_mut()) } }; CLASSES],
-    outbox: [const {
-        Slot {
-            span: Cell::new(null_mut()),
-            head: Cell::new(0),
-            tail: Cell::new(0),
-            count: Cell::new(0),
-            limit: Cell::new(0),
-        }
-    }; OUTBOX],
+    outbox: [Slot::NEW; OUTBOX],
     runs: Runs::NEW,
     keys: Cell::new(0),
     cross: [const { AtomicU64::new(0) }; COUNTED],
@@ -428,7 +405,7 @@ impl Heap {
                 let word = *(block as *const u64);
                 let next =
                     if left == 0 { 0 } else { (*span).decode(word).unwrap_or_else(|| misuse::corrupted_block(block)) };
-                if !(*span).looks_free(word) || !runs::is_block(block) {
+                if !(*span).looks_free(word) || !marks::is_block(block) {
                     misuse::corrupted_block(block);
                 }
                 self.runs.free(span, block as *mut u8, true);
@@ -478,56 +455,9 @@ impl Heap {
     }
 
     /// Takes in what was sent to a heap that nobody has.
-    fn take_in_if_orphan(&self) {
+    pub(super) fn take_in_if_orphan(&self) {
         // SAFETY: called with the claim taken.
         take_in(&self.inbox.claim, &self.inbox.notified, || unsafe { self.drain() });
-    }
-
-    /// Frees a block of another heap.
-    ///
-    /// # Safety
-    /// The caller's thread has claimed this heap; `block` is a block of `span` that is handed out.
-    pub unsafe fn send(&self, span: *mut Span, block: *mut u8) {
-        let slot = &self.outbox[slice_of(span).wrapping_mul(0x9e37_79b1) >> 8 & (OUTBOX - 1)];
-        // SAFETY: the block is the caller's to give up; it keeps its span from being given back until it arrives.
-        unsafe {
-            if slot.span.get() != span {
-                send_slot(slot);
-                slot.span.set(span);
-                slot.tail.set(block as usize);
-                slot.count.set(0);
-                // Not so many that the owner runs dry meanwhile; runs go at once.
-                let blocks = (*span).fixed.bytes.get() as u32 / (*span).fixed.size.get();
-                let region = (*span).kind() == kind::REGION;
-                slot.limit.set(if region { 1 } else { (blocks / 8).clamp(1, BATCH) });
-            }
-            let class = if (*span).kind() == kind::REGION {
-                let (_, bytes, _) = runs::run_at(span, block as usize);
-                bump(&self.cross_run_bytes, bytes as u64);
-                class_of(bytes)
-            } else {
-                (*span).class()
-            };
-            bump(&self.cross[class], 1);
-            let count = slot.count.get();
-            *block.cast::<u64>() = if count == 0 { (*span).end_word() } else { (*span).encode(slot.head.get()) };
-            slot.head.set(block as usize);
-            slot.count.set(count + 1);
-            if count + 1 >= slot.limit.get() {
-                send_slot(slot);
-            }
-        }
-    }
-
-    /// Sends what waits in the outbox.
-    ///
-    /// # Safety
-    /// The caller's thread has claimed the heap.
-    pub unsafe fn flush(&self) {
-        for slot in &self.outbox {
-            // SAFETY: claimed.
-            unsafe { send_slot(slot) };
-        }
     }
 }
 
@@ -539,39 +469,6 @@ fn bump_key(state: &Cell<u64>) -> u64 {
     key = (key ^ (key >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     key = (key ^ (key >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     key ^ (key >> 31)
-}
-
-unsafe fn send_slot(slot: &Slot) {
-    let span = slot.span.get();
-    if span.is_null() {
-        return;
-    }
-    // SAFETY: the slot's chain consists of freed blocks of this span, which therefore still exists.
-    unsafe { send_chain(span, slot.head.get(), slot.tail.get(), slot.count.get()) };
-    slot.span.set(null_mut());
-}
-
-/// Puts a chain of freed blocks, linked as in a free list, onto its span's remote list.
-///
-/// # Safety
-/// The blocks are blocks of `span` that are handed out, and the caller's to give up.
-pub unsafe fn send_chain(span: *mut Span, head: usize, tail: usize, count: u32) {
-    // SAFETY: as above: the span exists as long as its blocks have not arrived, and once they have, NOTIFIED keeps it
-    // until the owner has taken it off the stack. Heaps are never freed.
-    unsafe {
-        let owner = (*span).fixed.owner.load(Ordering::Relaxed);
-        let notify = (*span).shared.remote.push((*span).index_of(head), count, |before| {
-            let word = match before {
-                Some(next) => (*span).encode((*span).at_index(next)),
-                None => (*span).end_word(),
-            };
-            *(tail as *mut u64) = word;
-        });
-        if notify {
-            (*owner).inbox.notified.push(span);
-            (*owner).take_in_if_orphan();
-        }
-    }
 }
 
 impl Span {

@@ -3,7 +3,7 @@
 use super::os::Line;
 use super::range::{first_part, offset_of, span_at};
 use super::span::kind;
-use super::{runs, watch};
+use super::{marks, watch};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Misuse {
@@ -43,7 +43,7 @@ pub fn report(misuse: Misuse, address: usize, verb: &str) -> ! {
             kind::REGION => {
                 // SAFETY: the address lies in the region, so the run does.
                 unsafe {
-                    let (start, length, used) = runs::run_at(span, address);
+                    let (start, length, used) = marks::run_at(span, address);
                     if used {
                         line.put(format_args!(", block {start:#x} of {length} bytes"));
                         put_site(&mut line, start, length);

@@ -25,8 +25,10 @@ pub mod os;
 pub mod front;
 mod guarded;
 mod heap;
+mod marks;
 mod misuse;
 pub mod next;
+mod outbox;
 mod pages;
 #[cfg(test)]
 mod planted;

@@ -10,8 +10,8 @@
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::classes::{SLICE, SLICE_SHIFT};
+use super::marks::{MARKS_SHIFT, Marks};
 use super::os;
-use super::runs::{MARKS_SHIFT, Marks};
 use super::span::{SPAN_SHIFT, Span};
 
 /// Below this a pool is not worth having; libc serves.

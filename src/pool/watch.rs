@@ -24,7 +24,7 @@ use super::pages::PAGES;
 use super::range::{offset_of, span_at, span_of_slice};
 use super::span::{Span, kind};
 use super::start::{self, Entry, Mode};
-use super::{next, runs, tls};
+use super::{marks, next, tls};
 
 /// Where a block was asked for: the address of the file's name (48 bits) and the line (16).
 pub type Site = Option<(*const core::ffi::c_char, u16)>;
@@ -474,7 +474,7 @@ pub fn report_leaks() {
                 }
             }
             // SAFETY: the kind says so.
-            kind::REGION => unsafe { runs::each_block(span, &mut each) },
+            kind::REGION => unsafe { marks::each_block(span, &mut each) },
             kind::LARGE => each(base, span.fixed.bytes.get()),
             _ => {}
         }
