@@ -36,6 +36,9 @@ fn main() {
             println!("cargo:rerun-if-changed=include/partyline/partysip.h");
             compile("partyline_glue_uinfo", &["src/partysip/glue_uinfo.c"], &flags);
         }
+        None if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "windows") => {
+            println!("cargo:warning=left out on Windows are the osip2 transaction engine and the osip2 fifo")
+        }
         None => println!(
             "cargo:warning=no headers of osip2 3.0 or later (pkg-config libosip2, or OSIP_CFLAGS and OSIP_LIBS): left out \
              are the osip2 transaction engine and the osip2 fifo"
@@ -45,6 +48,10 @@ fn main() {
 
 /// The compiler flags of the osip2 that is there, and what its version lacks.
 fn osip2() -> Option<Vec<String>> {
+    if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "windows") {
+        // A dll has no 'next' definition to call (docs/windows.md).
+        return None;
+    }
     let words = |name| std::env::var(name).ok().map(|v| v.split_whitespace().map(String::from).collect::<Vec<_>>());
     let (mut flags, libraries) = match words("OSIP_CFLAGS") {
         Some(flags) => {

@@ -27,9 +27,16 @@ optional() { # optional SUBCOMMAND ARGUMENTS...: Debian's rustc-web has neither 
 # What is said at the end is said of a failure as well.
 trap 'code=$?; read_cpu; printf "%s%-24s %5d s %5d s of CPU\n" "$spent" "all" "$SECONDS" "$cpu"; [ $code = 0 ] || echo "make test: FAILED" >&2' EXIT
 
+windows() { # last, and not where it could take what is left of CI's 1200 s
+  if [ "$SECONDS" -lt 780 ]; then scripts/test-windows.sh quick; else
+    printf '%s\n' "****" "**** SKIPPED: Windows: what comes before took $SECONDS s of 1200; run make test-windows" "****"
+  fi
+}
+
 step "packages" "$make" --no-print-directory deps-test
 step "format" optional fmt --check
 step "library, C programs" "$make" --no-print-directory lib harness
 step "lints" optional clippy --quiet --all-targets -- -D warnings
 step "tests, compiled" "$cargo" test --quiet --no-run
 step "tests, run" "$cargo" test --no-fail-fast
+step "Windows under Wine" windows

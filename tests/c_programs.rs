@@ -26,6 +26,11 @@ fn memory_by_its_exported_names() {
     run("pool_api", &[]);
 }
 
+#[test]
+fn memory_for_a_library_by_three_pointers() {
+    run("allocators", &[]);
+}
+
 /// The short form of `make soak-pool`, which says what it does.
 #[test]
 fn pool_under_everything_at_once() {

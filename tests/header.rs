@@ -1,4 +1,5 @@
 //! include/partyline.h is what the sources say, and compiles as C and as C++.
+#![cfg(not(windows))] // cbindgen is not built there
 
 use std::path::Path;
 use std::process::Command;

@@ -279,7 +279,8 @@ fn a_peer_that_stops_reading_is_closed_after_a_while() {
 
 #[test]
 fn a_slow_reader_gets_everything_in_order() {
-    let server = Server::start(StreamOptions { outbound: 64 << 20, ..StreamOptions::default() }, 3);
+    let options = StreamOptions { outbound: 64 << 20, write_limit: LIMIT, ..StreamOptions::default() };
+    let server = Server::start(options, 3);
     let mut client = server.connect();
     let requests: Vec<_> = (0..300).map(|i| request(&format!("M{i}"), &body(40_000, i))).collect();
     let want: Vec<u8> = requests.iter().flat_map(|request| answer_to(request)).collect();

@@ -7,7 +7,7 @@ mod net_support;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use net_support::{LIMIT, Server, answer_to, read_exactly, request, until};
 use partyline::net::{
@@ -218,4 +218,70 @@ fn both_ways_of_waiting_give_the_same_answers() {
     assert!(echo_datagrams(Backend::System) == sent);
     assert!(echo_datagrams(Backend::Readiness) == sent);
     assert!(echo_stream(Backend::System) == echo_stream(Backend::Readiness));
+}
+
+/// Answers per second to a client that keeps 32 datagrams on their way.
+fn datagram_rate(backend: Backend, count: u32) -> f64 {
+    const WINDOW: u32 = 32;
+    let reactor = Reactor::with_backend(backend).unwrap();
+    let listener = UdpListener::bind("127.0.0.1:0".parse().unwrap(), &UdpOptions::default()).unwrap().remove(0);
+    let listener = reactor.add_udp(listener).unwrap();
+    let to = listener.local_addr();
+    let client = std::thread::spawn(move || {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(LIMIT)).unwrap();
+        let (one, mut answer) = ([7; 500], [0; 600]);
+        let began = Instant::now();
+        for _ in 0..WINDOW {
+            client.send_to(&one, to).unwrap();
+        }
+        for got in 1..=count {
+            assert_eq!(client.recv(&mut answer).unwrap(), one.len());
+            if got + WINDOW <= count {
+                client.send_to(&one, to).unwrap();
+            }
+        }
+        f64::from(count) / began.elapsed().as_secs_f64()
+    });
+    let (mut ready, mut batch, mut out) = (Ready::new(), RecvBatch::new(), SendBatch::new());
+    while !client.is_finished() {
+        reactor.wait(&mut ready, Some(Duration::from_millis(100))).unwrap();
+        while let Some(Event::Udp(listener)) = ready.pop() {
+            batch.recv(&listener).unwrap();
+            for datagram in batch.datagrams() {
+                out.push(&datagram.reply_to(&listener), |b| b.extend_from_slice(datagram.data));
+            }
+            out.flush();
+        }
+    }
+    client.join().unwrap()
+}
+
+/// Answers per second on one connection per thread, one request at a time on each.
+fn stream_rate(backend: Backend, count: u32) -> f64 {
+    const CLIENTS: u32 = 8;
+    let server = Server::on(backend, StreamOptions::default(), 2, Arc::new(net_support::echo));
+    let one = request("REGISTER", &[b'x'; 400]);
+    let want = answer_to(&one);
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| server.connect()).collect();
+    let began = Instant::now();
+    for _ in 0..count / CLIENTS {
+        clients.iter_mut().for_each(|client| client.write_all(&one).unwrap());
+        clients.iter_mut().for_each(|client| assert!(read_exactly(client, want.len()) == want));
+    }
+    let rate = f64::from(count / CLIENTS * CLIENTS) / began.elapsed().as_secs_f64();
+    drop(clients);
+    server.all_gone();
+    rate
+}
+
+#[test]
+#[ignore = "figures, for scripts/test-windows.sh"]
+fn figures_of_both_ways() {
+    for round in 1..=3 {
+        for (name, backend) in [("port", Backend::System), ("readiness", Backend::Readiness)] {
+            let (udp, tcp) = (datagram_rate(backend, 4000), stream_rate(backend, 4000));
+            println!("figure windows_{name} round {round}: UDP {udp:.0} answers/s, TCP {tcp:.0} answers/s");
+        }
+    }
 }

@@ -9,8 +9,8 @@
  *   mysqlreg_auth = none | user | digest                   by the table subscriber
  *   mysqlreg_realm = text                                  else `serverrealm`, which the plugin `auth` reads
  *   mysqlreg_options = name=value;name=value               any option of docs/options.md
- *   mysqlreg_location = forward | redirect | off           what happens to a request for a user of this domain outside of a dialog:
- *                                                          to all bindings, 302 with them, or nothing
+ *   mysqlreg_location = forward | redirect | off           what happens to a request for a user of this domain: to all bindings,
+ *                                                          302 with them (outside of a dialog), or nothing
  */
 #include <partyline/partysip.h>
 
@@ -227,12 +227,18 @@ static int cb_mysqlreg_locate(psp_request_t *request) {
   osip_generic_param_t *tag = NULL;
   if (open_registrar(0) != 0) return answer_with(request, 503);
   if (message->to != NULL) osip_to_get_tag(message->to, &tag);
-  if (MSG_IS_ACK(message) || tag != NULL || osip_list_size(&message->routes) > 0) return 0; /* within a dialog */
+  int within = tag != NULL, routes = osip_list_size(&message->routes);
+  if (routes > 1 || (within && routes > 0)) {
+    /* Without a location partysip goes by the routes, and behind the last by the request URI: that of a dialog is a contact. */
+    psp_request_set_mode(request, PSP_FORK_MODE);
+    psp_request_set_state(request, PSP_MANDATE);
+    return 0;
+  }
   char *aor = aor_of(message->req_uri);
   int found = aor != NULL ? partyline_registrar_lookup(registrar, aor, put_location, request) : 0;
   osip_free(aor);
   if (found < 0) return answer_with(request, 503);
-  if (found > 0 && redirect) return answer_with(request, 302);
+  if (found > 0 && redirect && !within) return answer_with(request, 302);
   /* As partysip's ls_localdb: who is not known here may be known to the next plugin, who is found is not asked for again. */
   psp_request_set_uas_status(request, 404);
   psp_request_set_mode(request, found > 0 ? PSP_FORK_MODE : PSP_UAS_MODE);
@@ -259,9 +265,9 @@ int plugin_init(char *name_config) {
   if (location != NULL && strcmp(location, "off") == 0) return 0;
   redirect = location != NULL && strcmp(location, "redirect") == 0;
   int (*const methods[])(sfp_inc_func_t *, int) = {
-      psp_core_add_sfp_inc_invite_hook, psp_core_add_sfp_inc_bye_hook,    psp_core_add_sfp_inc_options_hook,
-      psp_core_add_sfp_inc_info_hook,   psp_core_add_sfp_inc_notify_hook, psp_core_add_sfp_inc_subscribe_hook,
-      psp_core_add_sfp_inc_unknown_hook};
+      psp_core_add_sfp_inc_invite_hook,    psp_core_add_sfp_inc_ack_hook,  psp_core_add_sfp_inc_bye_hook,
+      psp_core_add_sfp_inc_options_hook,   psp_core_add_sfp_inc_info_hook, psp_core_add_sfp_inc_notify_hook,
+      psp_core_add_sfp_inc_subscribe_hook, psp_core_add_sfp_inc_unknown_hook};
   for (unsigned i = 0; i < sizeof methods / sizeof *methods; i++)
     if (sfp_inc_func_init(&in, cb_mysqlreg_locate, id) != 0 || methods[i](in, PSP_HOOK_LAST) != 0) return -1;
   return 0;

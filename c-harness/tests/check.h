@@ -50,6 +50,19 @@ static inline void client_send(int fd, const char *text, size_t length)
     CHECK(send(fd, text, length, 0) == (ssize_t)length);
 }
 
+/* All of `length` bytes; less when the stream ends before. Not MSG_WAITALL, which Wine 8 does not know. */
+static inline size_t receive_all(int fd, char *into, size_t length)
+{
+    size_t got = 0;
+    while (got < length) {
+        ssize_t more = recv(fd, into + got, length - got, 0);
+        if (more <= 0)
+            break;
+        got += (size_t)more;
+    }
+    return got;
+}
+
 /* One message of a TCP connection, byte by byte up to its body: what follows it stays in the socket. 0: the end. */
 static inline ssize_t stream_receive(int fd, char *into, size_t capacity, int ms)
 {
@@ -65,7 +78,7 @@ static inline ssize_t stream_receive(int fd, char *into, size_t capacity, int ms
     CHECK(field != NULL);
     body = strtoul(field + 17, NULL, 10);
     CHECK(length + body < capacity);
-    if (body > 0 && recv(fd, into + length, body, MSG_WAITALL) != (ssize_t)body)
+    if (body > 0 && receive_all(fd, into + length, body) != body)
         return -1;
     return (ssize_t)(length + body);
 }

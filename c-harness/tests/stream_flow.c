@@ -110,7 +110,7 @@ static void framing(partyline_engine *engine, uint16_t port)
 
     /* A ping is answered by a pong (RFC 5626 section 4.4.1), one line end by nothing. */
     client_send(fd, "\r\n\r\n", 4);
-    CHECK(recv(fd, text, 2, MSG_WAITALL) == 2 && memcmp(text, "\r\n", 2) == 0);
+    CHECK(receive_all(fd, text, 2) == 2 && memcmp(text, "\r\n", 2) == 0);
 
     /* What is broken but has its length is answered, and the stream goes on. */
     CHECK(ask(fd, text, sizeof text, "REGISTER", "x", "x1", 1, "<sip:unclosed@b", NULL) == 400);

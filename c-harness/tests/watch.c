@@ -126,7 +126,7 @@ static void echo(int fd, const char *line)
     struct pollfd wait = {.fd = fd, .events = POLLIN};
     client_send(fd, line, length);
     CHECK(poll(&wait, 1, 5000) == 1);
-    CHECK(recv(fd, text, length, MSG_WAITALL) == (ssize_t)length && memcmp(text, line, length) == 0);
+    CHECK(receive_all(fd, text, length) == length && memcmp(text, line, length) == 0);
 }
 
 static void ends(int fd)
@@ -183,7 +183,7 @@ static void own_protocol(void)
     char text[16];
     client_send(fd, "in ", 3);
     client_send(fd, "two pieces\n", 11);
-    CHECK(recv(fd, text, 14, MSG_WAITALL) == 14 && memcmp(text, "in two pieces\n", 14) == 0);
+    CHECK(receive_all(fd, text, 14) == 14 && memcmp(text, "in two pieces\n", 14) == 0);
     wait_for(&received, 2);
     CHECK(reaches(&sent_bytes, 20));
     CHECK(atomic_load(&connected) == 1 && atomic_load(&disconnected) == 0);
@@ -220,7 +220,7 @@ static void own_protocol(void)
     OK(partyline_connection_peer(c, host, sizeof host, &from));
     CHECK(strcmp(host, "127.0.0.1") == 0);
     OK(partyline_connection_send(c, "from main\n", 10));
-    CHECK(recv(fd, endless, 10, MSG_WAITALL) == 10 && memcmp(endless, "from main\n", 10) == 0);
+    CHECK(receive_all(fd, endless, 10) == 10 && memcmp(endless, "from main\n", 10) == 0);
     OK(partyline_connection_close(c));
     OK(partyline_connection_close(c));
     ends(fd);
@@ -254,7 +254,7 @@ static void own_protocol(void)
     }
     atomic_store(&release_blocked, 1);
     for (int i = 0; i < 5; i++) {
-        CHECK(recv(stuck[i], endless, 13, MSG_WAITALL) == 13 && memcmp(endless, "block\nbehind\n", 13) == 0);
+        CHECK(receive_all(stuck[i], endless, 13) == 13 && memcmp(endless, "block\nbehind\n", 13) == 0);
         close(stuck[i]);
     }
     wait_for(&disconnected, 111);

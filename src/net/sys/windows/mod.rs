@@ -13,6 +13,7 @@
 //! | `extension` | AcceptEx, ConnectEx, DisconnectEx |
 //!
 //! A socket is plain until it is registered; then it belongs to mio or to the port.
+#![allow(clippy::vec_box, reason = "the system knows operations by their addresses")]
 
 mod accept;
 mod extension;
@@ -22,7 +23,7 @@ mod tcp;
 mod udp;
 
 use std::io::{self, Read, Write};
-use std::mem::replace;
+use std::mem::{MaybeUninit, replace};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::ops::Deref;
 use std::os::windows::io::{AsSocket, BorrowedSocket};
@@ -32,7 +33,7 @@ use std::time::Duration;
 
 use mio::event::Source;
 use mio::{Interest, Token};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, MaybeUninitSlice, Protocol, SockRef, Socket, Type};
 
 use super::{Backend, Datagram, Os, Portable, Received, RecvSlots, portable};
 use extension::Extensions;
@@ -262,8 +263,8 @@ impl UdpSocket {
 
     pub fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         match self {
-            UdpSocket::Plain(socket) => socket.recv_from(buffer),
-            UdpSocket::Readiness(socket) => socket.recv_from(buffer),
+            UdpSocket::Plain(socket) => receive(socket, buffer),
+            UdpSocket::Readiness(socket) => socket.try_io(|| receive(socket, buffer)),
             UdpSocket::Port(socket) => socket.recv_from(buffer),
             UdpSocket::Gone => Err(io::ErrorKind::NotConnected.into()),
         }
@@ -277,6 +278,17 @@ impl UdpSocket {
             UdpSocket::Gone => Err(io::ErrorKind::NotConnected.into()),
         }
     }
+}
+
+/// A datagram that is longer than the buffer is cut, as on other systems. Winsock calls that an error, for which std's
+/// functions drop what came and from whom.
+fn receive(socket: &impl AsSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+    let whole = buffer.len();
+    // SAFETY: the same bytes; what the system writes there is initialised, and nothing else is written.
+    let room = unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) };
+    let (len, flags, peer) = SockRef::from(socket).recv_from_vectored(&mut [MaybeUninitSlice::new(room)])?;
+    let len = if flags.is_truncated() { whole } else { len };
+    Ok((len, peer.as_socket().ok_or(io::ErrorKind::InvalidData)?))
 }
 
 impl AsSocket for UdpSocket {
@@ -406,7 +418,7 @@ impl Register for TcpStream {
         *self = match (replace(self, TcpStream::Gone), &registry.0) {
             (TcpStream::Plain(stream, connect_to), Way::Readiness(registry)) => {
                 if let Some(peer) = connect_to {
-                    match socket2::SockRef::from(&stream).connect(&peer.into()) {
+                    match SockRef::from(&stream).connect(&peer.into()) {
                         Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
                         _ => {}
                     }

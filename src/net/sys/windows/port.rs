@@ -74,6 +74,8 @@ enum Later {
     Find(Token),
     /// A closed connection whose peer does not take what was sent is cut off.
     Cut(Weak<Tcp>),
+    /// An operation that was refused, and that the port would not take either.
+    Complete(Box<Op>),
 }
 
 /// A socket's mark that its owner is gone. It counts as leaving from then until its object is dropped, which is when the
@@ -166,10 +168,7 @@ impl Port {
         unsafe {
             (*op).refused = error;
             if PostQueuedCompletionStatus(self.handle, 0, 0, (&raw const (*op).overlapped).cast()) == 0 {
-                self.ops.in_flight.fetch_sub(1, Ordering::SeqCst);
-                let mut op = Box::from_raw(op);
-                op.task = super::op::Task::Idle;
-                self.ops.give(op);
+                self.remember(AGAIN, Later::Complete(Box::from_raw(op)));
             }
         }
         Err(io::Error::from_raw_os_error(error))
@@ -216,20 +215,25 @@ impl Port {
             return;
         }
         later.next_look = Some(now + AGAIN);
-        later.list.retain(|(at, what)| {
+        let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut later.list)
+            .into_iter()
+            .filter(|(_, what)| !matches!(what, Later::Cut(tcp) if tcp.strong_count() == 0))
+            .partition(|(at, _)| *at <= now);
+        later.list = rest;
+        self.has_later.store(!later.list.is_empty(), Ordering::SeqCst);
+        // What is done now may ask for more later.
+        drop(later);
+        for (_, what) in due {
             match what {
-                Later::Cut(tcp) if tcp.strong_count() == 0 => return false,
-                _ if *at > now => return true,
-                Later::Find(token) => found(Found { token: *token, readable: true, writable: false }),
+                Later::Find(token) => found(Found { token, readable: true, writable: false }),
                 Later::Cut(tcp) => {
                     if let Some(tcp) = tcp.upgrade() {
                         self.cancel(raw(tcp.socket()) as _);
                     }
                 }
+                Later::Complete(op) => self.end(op, 0, found),
             }
-            false
-        });
-        self.has_later.store(!later.list.is_empty(), Ordering::SeqCst);
+        }
     }
 
     /// Cuts off what would be cut off later.
@@ -267,16 +271,21 @@ impl Port {
             }
             // SAFETY: only `start` hands operations out, each comes back once, and OVERLAPPED is its first field.
             let op = unsafe { Box::from_raw(entry.lpOverlapped.cast::<Op>()) };
-            self.ops.in_flight.fetch_sub(1, Ordering::SeqCst);
-            let outcome = match (op.refused, op.overlapped.Internal as NTSTATUS) {
-                (0, 0) => Ok(entry.dwNumberOfBytesTransferred as usize),
-                // SAFETY: maps one number to another.
-                (0, status) => Err(io::Error::from_raw_os_error(unsafe { RtlNtStatusToDosError(status) } as i32)),
-                (refused, _) => Err(io::Error::from_raw_os_error(refused)),
-            };
-            op.complete(outcome, &self.ops, found);
+            self.end(op, entry.dwNumberOfBytesTransferred as usize, found);
         }
         Ok(count as usize)
+    }
+
+    /// The one place where operations end: that of the thread that took the completion.
+    fn end(&self, op: Box<Op>, bytes: usize, found: &mut dyn FnMut(Found)) {
+        self.ops.in_flight.fetch_sub(1, Ordering::SeqCst);
+        let outcome = match (op.refused, op.overlapped.Internal as NTSTATUS) {
+            (0, 0) => Ok(bytes),
+            // SAFETY: maps one number to another.
+            (0, status) => Err(io::Error::from_raw_os_error(unsafe { RtlNtStatusToDosError(status) } as i32)),
+            (refused, _) => Err(io::Error::from_raw_os_error(refused)),
+        };
+        op.complete(outcome, &self.ops, found);
     }
 
     /// For a socket that closes when the reactor is gone: takes what ends until `done`, so that nothing stays behind.

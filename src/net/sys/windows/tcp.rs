@@ -273,8 +273,16 @@ impl Tcp {
         }
     }
 
+    /// The end of what we say follows the sends in flight. The receiving side is closed for its owner alone: Winsock would
+    /// reset the connection with the next byte that the peer sends, and what is still on its way to it would be lost.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        self.socket.shutdown(how)
+        if how != Shutdown::Write {
+            self.state.lock().ended.get_or_insert(None);
+        }
+        match how {
+            Shutdown::Read => Ok(()),
+            Shutdown::Write | Shutdown::Both => self.socket.shutdown(Shutdown::Write),
+        }
     }
 
     /// An operation has ended; with the last one of a closed connection the socket is given back.
