@@ -15,7 +15,7 @@
 #   make test-cluster             two servers on a Galera cluster of three nodes, one of which is killed
 #   make bench-pool | loom        the pool beside other allocators | models of the concurrent cores
 #   make bench-sched              one work under six models of serving, and a plugin that sleeps (100 s)
-#   make bench-partysip           partysip's shape before and after (BENCH_ARGS='--hold 10' for a look); make soak for hours
+#   make bench-partysip           partysip's shape before and after, 33 minutes (BENCH_ARGS='--hold 10' for a look); make soak: 90
 #   make bench-transport          answering through net and the scheduler beside bare loops in C
 #   make bench-registrar          the registrar beside Kamailio, 11 minutes (BENCH_ARGS=--quick: 4)
 #   make test-differential        a thousand REGISTER sequences against Kamailio and us

@@ -175,6 +175,67 @@ run_c() {
   fi
 }
 
+# The program of partysip's shape, relinked, all of it instrumented but libosip2: its loops, hooks beside them, and libpartyline's
+# plugins for it. The archive of libpartyline stands in the program, so users are libppl's own, which have no lock: rgstrar stays serial.
+build_partysip() {
+  local out=$target/partysip flags="-std=gnu11 -O1 -g -w -fno-omit-frame-pointer -fsanitize=$which -Iinclude" file
+  mkdir -p "$out/objects" "$out/stock" "$out/ours"
+  for file in src/partysip/glue/*.c; do gcc $flags -c -o "$out/objects/glue_$(basename "$file" .c).o" "$file"; done
+  for file in c-harness/partysip-host/*.c c-harness/partysip-host/ppl/*.c; do
+    gcc $flags -c -o "$out/objects/host_$(basename "$file" .c).o" "$file"
+  done
+  # Linked without the flag: the runtime is the program's.
+  plugin() { gcc $flags -fPIC -c -o "$out/objects/plugin.o" "$1" && gcc -shared -o "$2" "$out/objects/plugin.o"; }
+  for file in c-harness/partysip-host/plugins/*.c; do
+    plugin "$file" "$out/stock/libpsp_$(basename "$file" .c).so"
+    ln -sf ../stock/"libpsp_$(basename "$file" .c).so" "$out/ours/"
+  done
+  for file in udp mysqlreg; do
+    rm -f "$out/ours/libpsp_$file.so"
+    plugin "c-harness/plugins/$file.c" "$out/ours/libpsp_$file.so"
+  done
+  gcc -rdynamic -o "$out/host" -Wl,--allow-multiple-definition "$out"/objects/glue_*.o "$out"/objects/host_*.o \
+    -Wl,--whole-archive "$runtime" "$libs/libpartyline.a" -Wl,--no-whole-archive \
+    -Wl,--no-as-needed -losip2 -losipparser2 -Wl,--as-needed -lstdc++ -lgcc_s -lrt -ldl -lm -lpthread
+  cc -O2 -o "$out/load" c-harness/bench/osip_load.c
+}
+
+serve_partysip() { # serve_partysip PLUGINS FOLDER [NAME=VALUE...]: 600 REGISTER in 3 s, then its end
+  local plugins=$1 folder=$target/partysip/$2 port=24797 pid said; shift 2
+  printf 'serverport_udp = %s\nserverip = 127.0.0.1\nplugins = %s\n' $port "$plugins" >"$out/partysip.conf"
+  coproc HOST { exec env PARTYLINE_REPORT=1 SLOW_MS=5 TRACE_FILE="$out/partysip.trace" "$@" "$target/partysip/host" -f "$out/partysip.conf" -d "$folder"; }
+  pid=$HOST_PID
+  read -r said <&"${HOST[0]}" || return 1
+  echo "$said"
+  "$target/partysip/load" $port 200 3 1000000 50 || true
+  kill "$pid"
+  wait "$pid"
+}
+
+run_partysip() {
+  build_partysip
+  local all="udp, slow, syntax, rgstrar, ls_localdb, trace" beside=PARTYLINE_PLUGINS=slow=parallel,syntax=parallel,trace=keyed:callid folder log
+  reported partysip_hook serve_partysip "$all" stock "$beside" SLOW_RACE=1 -- "data race" cb_slow
+  for folder in stock ours; do
+    log=$out/$which-partysip-$folder.log
+    served "partysip-$folder" "$all" "$folder" "$beside"
+    grep -q 'hooks_beside [1-9]' "$log" && grep -q 'taken over [1-9]' "$log" && grep -q 'sent 600 answered 600' "$log" ||
+      broken+=("partysip-$folder: no hook ran beside, nothing was taken over, or an answer is missing ($log)")
+  done
+  served partysip-first "udp, mysqlreg" ours
+  grep -q 'sent 600 answered 600' "$out/$which-partysip-first.log" || broken+=("partysip-first: an answer is missing")
+}
+
+served() { # served NAME PLUGINS FOLDER [NAME=VALUE...]
+  local name=$1 log=$out/$which-$1.log code=0; shift
+  serve_partysip "$@" >"$log" 2>&1 </dev/null || code=$?
+  if [ $code != 0 ] || grep -qE "$report" "$log"; then
+    grep -E '^SUMMARY' "$log" | cut -c1-300 | sort | uniq -c | head -20 >&2 || true
+    broken+=("$name, code $code ($log)")
+  fi
+  ran=$((ran + 1))
+}
+
 [ $# -gt 0 ] || set -- address thread
 for which in "$@"; do
   case $which in address | thread) ;; *) echo "sanitize.sh: '$which' is neither address nor thread" >&2; exit 2 ;; esac
@@ -191,6 +252,10 @@ for which in "$@"; do
   run_rust
   echo "== $which: C programs"
   run_c
+  if [ "$which" = thread ]; then
+    echo "== $which: partysip's shape, relinked"
+    run_partysip
+  fi
   [ ${#broken[@]} = 0 ] || { printf '  %s\n' "${broken[@]}" >&2; fail "$which: ${#broken[@]} not clean"; }
   echo "sanitize: $which: $planted planted errors reported; $passed Rust tests and $ran runs of C programs clean; $((SECONDS - began)) s"
 done

@@ -158,13 +158,17 @@ impl Peer {
         Some(String::from_utf8(buffer[..n].to_vec()).unwrap())
     }
 
-    /// Sends until there is an answer.
+    /// Sends until there is a final answer to it. What comes again of an earlier one is not taken for it.
     fn ask(&self, text: &str) -> String {
+        let own = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap();
+        let (call, cseq) = (format!("{}\r\n", own("Call-ID:")), format!("{}\r\n", own("CSeq:")));
         let began = Instant::now();
         while began.elapsed() < LIMIT {
             self.send(text);
-            if let Some(answer) = self.receive() {
-                return answer;
+            while let Some(answer) = self.receive() {
+                if status(&answer) >= 200 && answer.contains(&call) && answer.contains(&cseq) {
+                    return answer;
+                }
             }
         }
         panic!("no answer to {text}");
@@ -289,7 +293,7 @@ fn all_forms_answer_alike_and_call_the_same_hooks() {
     }
 }
 
-/// Sends all of them at once, and again what has no answer yet; the answers by branch.
+/// Sends all of them at once in their order, and again what has no answer yet; the answers by branch.
 fn burst(peer: &Peer, requests: &[String]) -> HashMap<String, u32> {
     let branch = |text: &str| text.split("branch=").nth(1).unwrap().split(';').next().unwrap().to_owned();
     let mut left: HashMap<String, &String> = requests.iter().map(|text| (branch(text), text)).collect();
@@ -297,7 +301,7 @@ fn burst(peer: &Peer, requests: &[String]) -> HashMap<String, u32> {
     let began = Instant::now();
     while !left.is_empty() {
         assert!(began.elapsed() < LIMIT, "{} requests have no answer", left.len());
-        for text in left.values() {
+        for text in requests.iter().filter(|text| left.contains_key(&branch(text))) {
             peer.send(text);
         }
         while let Some(answer) = peer.receive() {
@@ -331,6 +335,18 @@ fn serial_hooks_are_called_once_per_request_one_at_a_time_in_order() {
         assert!(answers.len() == 200 && answers.values().all(|status| *status == 200), "{form:?}: {answers:?}");
         let trace = host.file("trace");
         assert!(!trace.contains("two at once"), "{form:?}");
+        if matches!(form, Form::Relinked | Form::Transport) {
+            let (taken, looked) = (number(&report, "requests_taken "), number(&report, "requests_looked_at "));
+            assert!(looked <= 2 * taken, "{form:?}: {looked} looks at {taken} requests");
+        }
+        // Those of one call in the order in which they were sent.
+        let mut last: HashMap<&str, u32> = HashMap::new();
+        for line in trace.lines().filter(|line| line.starts_with("final")) {
+            let words: Vec<&str> = line.split(' ').collect();
+            let cseq: u32 = words[3].parse().unwrap();
+            let before = last.insert(words[2], cseq).unwrap_or(0);
+            assert!(before < cseq, "{form:?}: {cseq} came after {before} in {}", words[2]);
+        }
         // rgstrar mandates: `first` and `final` of the trace, in this order, then its hook for the answer.
         let mut seen: HashMap<(String, u32), Vec<String>> = HashMap::new();
         for line in trace.lines() {
@@ -344,6 +360,118 @@ fn serial_hooks_are_called_once_per_request_one_at_a_time_in_order() {
                 "{form:?} {request:?}: {hooks:?}"
             );
         }
+    }
+}
+
+#[test]
+#[should_panic(expected = "taken over")]
+fn a_run_that_took_nothing_over_fails() {
+    let idle =
+        "partyline: partysip: taken over 0 calls\npartyline: partysip: ppl_uinfo find_by_aor 0\nnist created 0\n";
+    assert_taken_over(Form::Relinked, idle);
+}
+
+/// Sends it until answers of `count` kinds have come; the status and method of each, in the order of their first coming.
+fn answers_of(peer: &Peer, text: &str, count: usize) -> Vec<String> {
+    let mut seen: Vec<String> = Vec::new();
+    let began = Instant::now();
+    while seen.len() < count {
+        assert!(began.elapsed() < LIMIT, "{seen:?} to {text}");
+        peer.send(text);
+        while let Some(answer) = peer.receive() {
+            let method = answer.lines().find(|line| line.starts_with("CSeq:")).unwrap().rsplit(' ').next().unwrap();
+            let kind = format!("{} {method}", status(&answer));
+            if !seen.contains(&kind) {
+                seen.push(kind);
+            }
+            if seen.len() == count {
+                break;
+            }
+        }
+    }
+    seen
+}
+
+#[test]
+fn a_call_is_rung_cancelled_acknowledged_and_ended_alike_in_all_forms() {
+    let mut first: Option<(Vec<String>, String)> = None;
+    for form in FORMS {
+        let Some(mut host) = Host::start(form, "dialog", PLUGINS, "", &[]) else { return };
+        let peer = Peer::new(&host);
+        assert_eq!(status(&peer.ask(&register("ring", "r", 1, "Contact: <sip:ring@ring.invalid>\r\n"))), 200);
+        let in_call = |method: &str, cseq: u32, more: &str| {
+            request(method, "sip:ring@127.0.0.1", "sip:ring@127.0.0.1", "call", cseq, more)
+        };
+        let mut seen = answers_of(&peer, &in_call("INVITE", 1, ""), 2);
+        let cancel = in_call("CANCEL", 1, "").replace("-CANCEL;", "-INVITE;");
+        seen.extend(answers_of(&peer, &cancel, 2));
+        peer.send(&in_call("ACK", 1, "").replace("-ACK;", "-INVITE;"));
+        // An ACK on its own way passes the hooks for ACK, and nobody answers it; what follows it comes behind it.
+        peer.send(&in_call("ACK", 2, "Route: <sip:127.0.0.1;lr>\r\n"));
+        seen.extend(answers_of(&peer, &in_call("BYE", 3, ""), 1));
+        seen.extend(answers_of(&peer, &cancel.replace("CSeq: 1 ", "CSeq: 9 ").replace("call-1", "call-9"), 1));
+        let (code, report) = host.end();
+        assert_eq!(code, Some(0), "{form:?}: {report}");
+        assert_taken_over(form, &report);
+        let trace = host.file("trace");
+        let called: Vec<&str> = trace
+            .lines()
+            .filter(|line| line.starts_with("final") && line.contains(" call "))
+            .map(|line| line.split(' ').nth(1).unwrap())
+            .collect();
+        assert_eq!(called, ["INVITE", "ACK", "BYE"], "{form:?}: {trace}");
+        match &first {
+            None => {
+                assert_eq!(seen[..2], ["100 INVITE", "180 INVITE"], "{form:?}");
+                assert!(seen.contains(&"487 INVITE".into()) && seen.contains(&"200 CANCEL".into()), "{seen:?}");
+                assert_eq!(seen[4..], ["302 BYE", "481 CANCEL"], "{form:?}");
+                first = Some((seen, trace));
+            }
+            Some((expected, hooks)) => assert_eq!((&seen, &trace), (expected, hooks), "{form:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_cancel_looks_at_its_own_call_alone() {
+    let Some(mut host) = Host::start(Form::Transport, "cancels", PLUGINS, "", &[]) else { return };
+    let peer = Peer::new(&host);
+    assert_eq!(status(&peer.ask(&register("ring", "r", 1, "Contact: <sip:ring@ring.invalid>\r\n"))), 200);
+    let to_ring = |method: &str, call: u32| {
+        request(method, "sip:ring@127.0.0.1", "sip:ring@127.0.0.1", &format!("c{call}"), 1, "")
+    };
+    for call in 0..200 {
+        assert_eq!(answers_of(&peer, &to_ring("INVITE", call), 2), ["100 INVITE", "180 INVITE"]);
+    }
+    for call in 0..100 {
+        let cancel = to_ring("CANCEL", call).replace("-CANCEL;", "-INVITE;");
+        // Only this call is cancelled: the others go on ringing.
+        let mut seen = answers_of(&peer, &cancel, 2);
+        seen.sort();
+        assert_eq!(seen, ["200 CANCEL", "487 INVITE"]);
+        peer.send(&to_ring("ACK", call).replace("-ACK;", "-INVITE;"));
+    }
+    let (code, report) = host.end();
+    assert_eq!(code, Some(0), "{report}");
+    let looked = number(&report, "requests_looked_at ");
+    assert!(number(&report, "dispatch_cancel_event ") >= 100 && looked < 1000, "{looked} looks: {report}");
+}
+
+#[test]
+fn wake_ups_beyond_what_a_pipe_holds_block_nobody() {
+    for form in [Form::Relinked, Form::Transport] {
+        let set = [("SLOW_MS", "0"), ("SLOW_WAKES", "200000")];
+        let Some(mut host) = Host::start(form, "wakes", "udp, slow, syntax, rgstrar, ls_localdb", "", &set) else {
+            return;
+        };
+        let peer = Peer::new(&host);
+        for cseq in 1..=3 {
+            let answer = peer.ask(&register("alice", "c", cseq, "Contact: <sip:alice@10.0.0.1>\r\n"));
+            assert_eq!(status(&answer), 200, "{form:?}");
+        }
+        let (code, report) = host.end();
+        assert_eq!(code, Some(0), "{form:?}: {report}");
+        assert!(number(&report, "psp_osip_wakeup ") >= 600_000, "{form:?}: {report}");
     }
 }
 
@@ -471,13 +599,69 @@ fn our_registrar_answers_first_or_as_one_plugin_among_others() {
     }
 }
 
+fn md5(parts: &[&str]) -> String {
+    use md5::{Digest, Md5};
+    Md5::digest(parts.join(":")).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn our_registrar_wants_digest_by_the_realm_that_the_plugin_auth_reads() {
+    for plugins in ["udp, mysqlreg", "udp, mysqlreg, trace"] {
+        let file = folder(&format!("digest-{}", plugins.len())).join("location.db");
+        let settings = format!(
+            "mysqlreg_url = sqlite:{}\nmysqlreg_auth = digest\nserverrealm = \"home.test\"\nmysqlreg_location = redirect",
+            file.display()
+        );
+        let name = format!("digest-{}", plugins.len());
+        let Some(mut host) = Host::start(Form::Transport, &name, plugins, &settings, &[]) else { return };
+        // The tables are made when the transport's loop begins.
+        let began = Instant::now();
+        let insert = "INSERT INTO subscriber (username, domain, password, ha1) VALUES ('alice', '', '', ?1)";
+        while let Err(error) = rusqlite::Connection::open(&file).and_then(|database| {
+            database.busy_timeout(Duration::from_secs(10))?;
+            database.execute(insert, [md5(&["alice", "home.test", "secret"])])
+        }) {
+            assert!(began.elapsed() < LIMIT, "{error}");
+            std::thread::yield_now();
+        }
+        let peer = Peer::new(&host);
+        let contact = "Contact: <sip:alice@10.0.0.1>\r\n";
+        let challenge = peer.ask(&register("alice", "c", 1, contact));
+        assert!(status(&challenge) == 401 && challenge.contains("realm=\"home.test\""), "{plugins}: {challenge}");
+        let line = challenge
+            .lines()
+            .find(|line| line.starts_with("WWW-Authenticate:") && (line.contains("MD5") || !line.contains("algorithm")))
+            .unwrap_or_else(|| panic!("{plugins}: no MD5 in {challenge}"));
+        let nonce = line.split("nonce=\"").nth(1).unwrap().split('"').next().unwrap();
+        let mut cseq = 1;
+        for (password, expected) in [("wrong", 403), ("secret", 200)] {
+            cseq += 1;
+            let ha1 = md5(&["alice", "home.test", password]);
+            let ha2 = md5(&["REGISTER", "sip:127.0.0.1"]);
+            let nc = format!("{cseq:08x}");
+            let response = md5(&[&ha1, nonce, &nc, "cn", "auth", &ha2]);
+            let credentials = format!(
+                "{contact}Authorization: Digest username=\"alice\", realm=\"home.test\", nonce=\"{nonce}\", \
+                 uri=\"sip:127.0.0.1\", qop=auth, nc={nc}, cnonce=\"cn\", response=\"{response}\", algorithm=MD5\r\n"
+            );
+            let answer = peer.ask(&register("alice", "c", cseq, &credentials));
+            let got = status(&answer);
+            assert!(got == expected || (expected == 403 && got == 401), "{plugins}, {password}: {answer}");
+        }
+        let found = peer.ask(&request("OPTIONS", "sip:alice@127.0.0.1", "sip:alice@127.0.0.1", "o", 1, ""));
+        assert!(status(&found) == 302 && found.contains("10.0.0.1"), "{plugins}: {found}");
+        let (code, report) = host.end();
+        assert_eq!(code, Some(0), "{plugins}: {report}");
+    }
+}
+
 #[test]
 fn our_plugins_read_partysips_configuration() {
     // A list of addresses, as partysip makes it itself, and the section of another plugin.
     let database = folder("db-digest").join("location.db");
     let settings = format!(
         "serverip = 127.0.0.1,127.0.0.2\nudp_listen = 127.0.0.1\nmysqlreg_url = sqlite:{}\nmysqlreg_auth = digest\n\
-         <auth>\nrealm here\n</auth>",
+         serverrealm = \"here\"\n<auth>\nforce_use_of_407 off\n</auth>",
         database.display()
     );
     for plugins in ["udp mysqlreg", "udp mysqlreg trace"] {
@@ -505,16 +689,22 @@ fn all_memory_is_freed() {
         "--leak-check=full",
         "--errors-for-leak-kinds=definite",
         "--fair-sched=yes",
-        // What the allocator reads of its own pages is the business of the pool's tests.
+        // What std reads of a message's padding is the business of make memcheck.
         "--undef-value-errors=no",
     ];
     for (form, plugins) in [
         (Form::Plain, PLUGINS),
+        (Form::Preloaded, PLUGINS),
         (Form::Relinked, PLUGINS),
         (Form::Transport, "udp, slow, syntax, rgstrar, ls_localdb, trace"),
+        // Answering first.
+        (Form::Transport, "udp, mysqlreg"),
     ] {
-        let set = [("PARTYLINE_PLUGINS", "slow=parallel,rgstrar=keyed:aor"), ("SLOW_MS", "1")];
-        let Some(mut host) = Host::start_under(&valgrind, form, "valgrind", plugins, "", &set) else { return };
+        // Each block by malloc, so that the checker sees what is lost.
+        let set =
+            [("PARTYLINE_POOL", "libc"), ("PARTYLINE_PLUGINS", "slow=parallel,rgstrar=keyed:aor"), ("SLOW_MS", "1")];
+        let settings = "mysqlreg_location = redirect";
+        let Some(mut host) = Host::start_under(&valgrind, form, "valgrind", plugins, settings, &set) else { return };
         let peer = Peer::new(&host);
         for text in recorded() {
             peer.ask(&text);

@@ -129,6 +129,16 @@ int psp_core_fix_strict_router_issue(osip_event_t *event) {
   return 0; /* nothing here adds a Record-Route, so nobody comes back with one */
 }
 
+static void answer_transaction(osip_transaction_t *transaction, osip_message_t *response) {
+  osip_event_t *event = osip_new_outgoing_sipmessage(response);
+  if (event == NULL) {
+    osip_message_free(response);
+    return;
+  }
+  event->transactionid = transaction->transactionid;
+  osip_transaction_add_event(transaction, event);
+}
+
 int psp_core_event_add_sip_message(osip_event_t *event) {
   osip_message_t *message = event->sip;
   if (MSG_IS_REQUEST(message) && (message->cseq == NULL || message->cseq->method == NULL || message->sip_method == NULL ||
@@ -160,7 +170,10 @@ int psp_core_event_add_sip_message(osip_event_t *event) {
     osip_event_free(event);
     return -1;
   }
+  osip_message_t *trying = NULL;
+  if (MSG_IS_INVITE(message)) osip_msg_build_response(&trying, 100, message);
   osip_transaction_add_event(transaction, event);
+  if (trying != NULL) answer_transaction(transaction, trying);
   psp_osip_wakeup(core->psp_osip);
   return 0;
 }

@@ -11,15 +11,12 @@
  * 'before' of `make bench-partysip`.
  *
  * What partysip has and this does not: forwarding (a request that a plugin wants forwarded is answered with 302 and the
- * locations), DNS, NAT helpers, TCP, the interactive mode, dbm files.
+ * locations; an INVITE to ring.invalid with 180, and with 487 after a CANCEL), DNS, NAT helpers, TCP, the interactive mode, dbm files.
  */
 #ifndef HOST_H
 #define HOST_H
 
 #include <partyline/partysip.h>
-
-/* message.c */
-int osip_msg_build_response(osip_message_t **response, int status, osip_message_t *request);
 
 /* tables.c */
 sfp_inc_func_tab_t *sfp_inc_func_tab_new(void);

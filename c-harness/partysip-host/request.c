@@ -135,7 +135,22 @@ static void close_in(psp_request_t *request, int milliseconds) {
   request->timer_close_start.tv_sec += milliseconds / 1000;
 }
 
+/* Who has a location of the name ring.invalid is rung, and never answers: 180, until the caller gives up. */
+static int rings(const psp_request_t *request) {
+  const location_t *location = request->locations;
+  return MSG_IS_INVITE(request->inc_tr->orig_request) && location != NULL && location->url->host != NULL &&
+         strcmp(location->url->host, "ring.invalid") == 0;
+}
+
 static void answer(psp_request_t *request) {
+  if (rings(request)) {
+    request->uas_status = 180;
+    sfp_answer_request(request);
+    free_locations(request->locations); /* one that stays is a name that is still looked up */
+    request->locations = NULL;
+    request->state = PROXY_PROCEEDING;
+    return;
+  }
   if (!(request->flag & PSP_UAS_MODE)) request->uas_status = request->locations != NULL ? 302 : 404;
   sfp_answer_request(request);
   request->state = PROXY_CLOSING;
@@ -144,6 +159,13 @@ static void answer(psp_request_t *request) {
 
 static void give_up(psp_request_t *request) {
   request->uas_status = 408;
+  sfp_answer_request(request);
+  request->state = PROXY_CLOSING;
+  close_in(request, request->timer_close_length);
+}
+
+static void cancelled(psp_request_t *request) {
+  request->uas_status = 487;
   sfp_answer_request(request);
   request->state = PROXY_CLOSING;
   close_in(request, request->timer_close_length);
@@ -158,6 +180,7 @@ static const struct {
     {PROXY_PRE_CALLING, EVT_RCV_REQUEST, answer},      {PROXY_PRE_CALLING, TIMEOUT_NOANSWER, give_up},
     {PROXY_CALLING, TIMEOUT_NOANSWER, give_up},        {PROXY_PROCEEDING, TIMEOUT_NOFINALANSWER, give_up},
     {PROXY_PROCEEDING, TIMEOUT_CLOSE, end},            {PROXY_CLOSING, TIMEOUT_CLOSE, end},
+    {PROXY_PROCEEDING, EVT_RCV_CANCEL, cancelled},
 };
 
 int psp_request_execute(psp_request_t *request, psp_event_t *event) {

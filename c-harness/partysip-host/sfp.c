@@ -133,16 +133,31 @@ int pspm_sfp_execute(pspm_sfp_t *sfp, int seconds, int microseconds, int max) {
   }
 }
 
-/* No request waits for an answer from elsewhere here, so a CANCEL always comes too late: 481. */
+static const char *branch_of(osip_via_t *via) {
+  osip_generic_param_t *branch = NULL;
+  if (via != NULL) osip_via_param_get_byname(via, "branch", &branch);
+  return branch != NULL ? branch->gvalue : NULL;
+}
+
+/* All requests that are alive are looked through, as partysip does; by the branch alone here. */
 void dispatch_cancel_event(pspm_sfp_t *sfp, osip_transaction_t *cancel) {
   osip_message_t *response;
+  const char *branch = branch_of(osip_list_get(&cancel->orig_request->vias, 0));
+  psp_request_t *request = sfp->psp_requests;
+  for (; request != NULL; request = request->next) {
+    const char *other = request->inc_tr != NULL ? branch_of(request->inc_tr->topvia) : NULL;
+    if (branch != NULL && other != NULL && strcmp(branch, other) == 0) break;
+  }
   osip_list_add(sfp->broken_transactions, cancel, 0);
-  if (osip_msg_build_response(&response, 481, cancel->orig_request) != 0) return;
+  int late = request == NULL || request->state == PROXY_CALLING || request->inc_tr->state == IST_COMPLETED ||
+             request->inc_tr->state == IST_TERMINATED;
+  if (osip_msg_build_response(&response, late ? 481 : 200, cancel->orig_request) != 0) return;
   osip_event_t *event = osip_new_outgoing_sipmessage(response);
   if (event == NULL) return;
   event->transactionid = cancel->transactionid;
   osip_transaction_add_event(cancel, event);
   psp_osip_wakeup(core->psp_osip);
+  if (!late) psp_request_execute(request, __psp_event_new(EVT_RCV_CANCEL));
 }
 
 static psp_event_t *answered(psp_request_t *request, int from, int to, int type) {

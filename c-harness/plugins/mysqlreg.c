@@ -7,7 +7,7 @@
  *   mysqlreg_url = mysql://user:password@host:port/database, or sqlite:PATH, or memory:     (or PARTYLINE_DB in the environment)
  *   mysqlreg_mode = write_through | write_back | memory    when the 200 leaves; as a hook among others at most write_back
  *   mysqlreg_auth = none | user | digest                   by the table subscriber
- *   mysqlreg_realm = text                                  else that of the plugin `auth`
+ *   mysqlreg_realm = text                                  else `serverrealm`, which the plugin `auth` reads
  *   mysqlreg_options = name=value;name=value               any option of docs/options.md
  *   mysqlreg_location = forward | redirect | off           what happens to a request for a user of this domain: to all bindings,
  *                                                          302 with them (outside of a dialog), or nothing
@@ -90,9 +90,13 @@ static int open_now(int transport) {
     fprintf(stderr, "mysqlreg plugin: other plugins hook REGISTER: mode write_back, a crash can lose the last second\n");
     mode = "write_back";
   }
-  if (realm == NULL) {
-    config_element_t *element = psp_config_get_sub_element("realm", "auth", NULL);
-    if (element != NULL) realm = element->value;
+  char text[128];
+  if (realm == NULL && (realm = psp_config_get_element("serverrealm")) != NULL) {
+    /* As `auth` has it: with the quotes of the header. */
+    snprintf(text, sizeof text, "%s", realm + (realm[0] == '"'));
+    size_t length = strlen(text);
+    if (length > 0 && text[length - 1] == '"') text[length - 1] = '\0';
+    realm = text;
   }
   if (partyline_registrar_new(&registrar) < 0) return failed("new");
   if (set("mode", mode) != 0 || set("use_domain", "off") != 0 || set("auth", psp_config_get_element("mysqlreg_auth")) != 0 ||

@@ -228,6 +228,9 @@ int location_set_path(location_t *location, char *path);
 void location_free(location_t *location);
 int sfp_branch_set_transaction(sfp_branch_t *branch, osip_transaction_t *transaction);
 
+/* An answer with what RFC 3261 section 8.2.6 takes over from the request, and a tag of To. */
+int osip_msg_build_response(osip_message_t **response, int status, osip_message_t *request);
+
 /* The request state machine */
 enum {
   EVT_RCV_REQUEST, TIMEOUT_NOANSWER, TIMEOUT_NOFINALANSWER, TIMEOUT_CLOSE, EVT_RCV_STATUS_1XX, EVT_RCV_STATUS_3456XX,

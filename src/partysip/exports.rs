@@ -144,12 +144,13 @@ pub unsafe extern "C" fn partyline_psp_live_put(
     transactions: *const usize,
     count: usize,
     deadline: i64,
-    flags: c_int,
+    waits: c_int,
+    key: u64,
 ) {
     // SAFETY: the caller's promise.
     let transactions = if count == 0 { &[] } else { unsafe { core::slice::from_raw_parts(transactions, count) } };
     let deadline = if deadline < 0 { i64::MAX } else { deadline };
-    with_live(|live| live.put(request, transactions, deadline, flags & 1 != 0, flags & 2 != 0));
+    with_live(|live| live.put(request, transactions, deadline, waits != 0, key));
 }
 
 #[unsafe(no_mangle)]
@@ -163,15 +164,13 @@ pub extern "C" fn partyline_psp_live_changed(transaction: usize) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-pub extern "C" fn partyline_psp_live_mark(flags: c_int) {
-    with_live(|live| {
-        if flags & 1 != 0 {
-            live.mark_waiting();
-        }
-        if flags & 2 != 0 {
-            live.mark_invites();
-        }
-    });
+pub extern "C" fn partyline_psp_live_mark(request: usize) {
+    with_live(|live| if request == 0 { live.mark_waiting() } else { live.mark(request) });
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn partyline_psp_live_find(key: u64, n: usize) -> usize {
+    with_live(|live| live.find(key, n)).unwrap_or(0)
 }
 
 #[unsafe(no_mangle)]

@@ -2,7 +2,8 @@
 //!
 //! partysip asks eight questions about every request in every turn. Their answers can change only when an event or a timer
 //! touches the request, so here a request is looked at when one of its transactions had a callback, when its deadline has
-//! come, or when it waits for a name and somebody has woken the loop.
+//! come, or when it waits for a name and somebody has woken the loop. A CANCEL finds its INVITE by a key (the hash of the
+//! branch), where partysip looks through all that live.
 //!
 //! Promise: a request that is in the table and was touched is given out once per touch; what costs time is what was
 //! touched, never what is alive. Everything here runs under partysip's global lock.
@@ -20,7 +21,8 @@ struct Entry {
     transactions: Vec<Transaction>,
     marked: bool,
     waits: bool,
-    invite: bool,
+    /// What a CANCEL for it is found by; 0: nothing.
+    key: u64,
 }
 
 #[derive(Default)]
@@ -30,13 +32,14 @@ pub struct Live {
     due: BTreeSet<(i64, Request)>,
     marked: Vec<Request>,
     waiting: HashSet<Request>,
-    invites: HashSet<Request>,
+    /// By key, the newest last.
+    keys: HashMap<u64, Vec<Request>>,
 }
 
 impl Live {
     /// Enters a request, or what is known of it after an event: its deadline, its transactions, whether it waits for a
-    /// name, whether a CANCEL may concern it.
-    pub fn put(&mut self, request: Request, transactions: &[Transaction], deadline: i64, waits: bool, invite: bool) {
+    /// name, and what a CANCEL for it is found by (0: nothing).
+    pub fn put(&mut self, request: Request, transactions: &[Transaction], deadline: i64, waits: bool, key: u64) {
         let entry = self.requests.entry(request).or_insert_with(|| Entry { deadline: i64::MAX, ..Entry::default() });
         if entry.deadline != deadline {
             if entry.deadline != i64::MAX {
@@ -57,7 +60,13 @@ impl Live {
             entry.transactions.extend_from_slice(transactions);
         }
         set(&mut self.waiting, request, &mut entry.waits, waits);
-        set(&mut self.invites, request, &mut entry.invite, invite);
+        if entry.key != key {
+            forget(&mut self.keys, entry.key, request);
+            entry.key = key;
+            if key != 0 {
+                self.keys.entry(key).or_default().push(request);
+            }
+        }
     }
 
     /// The request is about to be freed.
@@ -72,9 +81,7 @@ impl Live {
         if entry.waits {
             self.waiting.remove(&request);
         }
-        if entry.invite {
-            self.invites.remove(&request);
-        }
+        forget(&mut self.keys, entry.key, request);
         if entry.marked {
             self.marked.retain(|other| *other != request);
         }
@@ -93,13 +100,13 @@ impl Live {
         waiting.into_iter().for_each(|request| self.mark(request));
     }
 
-    /// Those that a CANCEL may have concerned.
-    pub fn mark_invites(&mut self) {
-        let invites: Vec<_> = self.invites.iter().copied().collect();
-        invites.into_iter().for_each(|request| self.mark(request));
+    /// The request number `n` of those with this key, the newest first.
+    pub fn find(&self, key: u64, n: usize) -> Option<Request> {
+        self.keys.get(&key)?.iter().rev().nth(n).copied()
     }
 
-    fn mark(&mut self, request: Request) {
+    /// Has the request looked at.
+    pub fn mark(&mut self, request: Request) {
         if let Some(entry) = self.requests.get_mut(&request) {
             if !entry.marked {
                 entry.marked = true;
@@ -147,6 +154,15 @@ impl Live {
     }
 }
 
+fn forget(keys: &mut HashMap<u64, Vec<Request>>, key: u64, request: Request) {
+    if let Some(requests) = keys.get_mut(&key) {
+        requests.retain(|other| *other != request);
+        if requests.is_empty() {
+            keys.remove(&key);
+        }
+    }
+}
+
 fn set(all: &mut HashSet<Request>, request: Request, was: &mut bool, is: bool) {
     if *was != is {
         if is {
@@ -166,18 +182,25 @@ mod tests {
     #[test]
     fn what_changed_or_is_due_and_nothing_else() {
         let mut live = Live::default();
-        live.put(1, &[10], 100, false, false);
-        live.put(2, &[20, 21], 200, false, true);
-        live.put(3, &[30], i64::MAX, true, false);
+        live.put(1, &[10], 100, false, 0);
+        live.put(2, &[20, 21], 200, false, 7);
+        live.put(3, &[30], i64::MAX, true, 7);
         assert_eq!(live.next(50), None);
         assert!(live.changed(21) && live.changed(20) && !live.changed(99));
         assert_eq!((live.next(50), live.next(50)), (Some(2), None));
         assert_eq!((live.next(101), live.next(101)), (Some(1), None));
-        live.put(1, &[10], 300, false, false);
+        live.put(1, &[10], 300, false, 0);
         live.mark_waiting();
         assert_eq!((live.next(150), live.next(150), live.deadline()), (Some(3), None, Some(200)));
-        live.mark_invites();
+        assert_eq!(
+            (live.find(7, 0), live.find(7, 1), live.find(7, 2), live.find(0, 0)),
+            (Some(3), Some(2), None, None)
+        );
+        live.put(3, &[30], i64::MAX, true, 8);
+        assert_eq!((live.find(7, 0), live.find(7, 1), live.find(8, 0)), (Some(2), None, Some(3)));
+        live.mark(2);
         live.drop(2);
+        assert_eq!(live.find(7, 0), None);
         assert_eq!((live.next(150), live.deadline(), live.len()), (None, Some(300), 2));
         assert!(!live.changed(20));
     }
@@ -191,7 +214,7 @@ mod tests {
             for (step, request, time) in steps {
                 match step {
                     0 => {
-                        live.put(request, &[request + 100], time, false, false);
+                        live.put(request, &[request + 100], time, false, 0);
                         let marked = model.get(&request).is_some_and(|m| m.1);
                         model.insert(request, (time, marked));
                     }

@@ -30,12 +30,12 @@ int partyline_psp_strands_run(const void *strands, uint64_t key, void (*hook)(vo
 void partyline_psp_strands_free(const void *strands);
 
 /* The requests that are alive, and which of them are to be looked at. Under the global lock. */
-#define PARTYLINE_PSP_WAITS 1  /* for a name */
-#define PARTYLINE_PSP_INVITE 2 /* a CANCEL may concern it */
-void partyline_psp_live_put(const void *request, const void *const *transactions, size_t count, int64_t deadline, int flags);
+void partyline_psp_live_put(const void *request, const void *const *transactions, size_t count, int64_t deadline,
+                            int waits_for_a_name, uint64_t cancel_key); /* 0: no CANCEL concerns it */
 void partyline_psp_live_drop(const void *request);
 int partyline_psp_live_changed(const void *transaction); /* 1: one of ours */
-void partyline_psp_live_mark(int flags);
+void partyline_psp_live_mark(const void *request); /* NULL: those that wait for a name */
+void *partyline_psp_live_find(uint64_t cancel_key, size_t n); /* the newest first; NULL behind the last */
 void *partyline_psp_live_next(int64_t now);
 int64_t partyline_psp_live_deadline(void);
 void partyline_psp_live_clear(void);

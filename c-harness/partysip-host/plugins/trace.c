@@ -1,4 +1,4 @@
-/* For tests: writes each call of a hook to the file TRACE_FILE, and finds out whether two calls ever run at once. A hook on every
+/* For tests: writes each call of a hook with its arguments to the file TRACE_FILE, and finds out whether two calls ever run at once. A hook on every
  * method at two levels, and one on each class of answers. */
 #include "hooks.h"
 
@@ -12,8 +12,12 @@ static atomic_int inside;
 
 static void note(const char *hook, psp_request_t *request, int status) {
   osip_message_t *message = psp_request_get_request(request);
+  int locations = 0;
+  for (location_t *location = request->locations; location != NULL; location = location->next) locations++;
   if (atomic_fetch_add(&inside, 1) != 0) fprintf(out, "two at once\n");
-  fprintf(out, "%s %s %s %s %d\n", hook, message->sip_method, message->call_id->number, message->cseq->number, status);
+  fprintf(out, "%s %s %s %s %d flag=%x state=%d locations=%d uri=%s to=%s contacts=%d vias=%d\n", hook, message->sip_method,
+          message->call_id->number, message->cseq->number, status, (unsigned)request->flag, request->state, locations,
+          message->req_uri->username, message->to->url->username, osip_list_size(&message->contacts), osip_list_size(&message->vias));
   fflush(out);
   atomic_fetch_sub(&inside, 1);
 }

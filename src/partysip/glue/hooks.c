@@ -135,7 +135,7 @@ static const struct loops_plugin *plugin_of(const sfp_inc_func_t *hook) {
   return hook->plug_id >= 0 && hook->plug_id < PLUGINS ? &plugins[hook->plug_id] : &serial;
 }
 
-static uint64_t hash(const char *text, uint64_t seed, int lower) {
+uint64_t partyline_loops_hash(const char *text, uint64_t seed, int lower) {
   for (; text != NULL && *text != '\0'; text++) {
     unsigned char byte = (unsigned char)*text;
     if (lower && byte >= 'A' && byte <= 'Z') byte |= 0x20;
@@ -146,10 +146,10 @@ static uint64_t hash(const char *text, uint64_t seed, int lower) {
 
 static uint64_t key_of(const osip_message_t *message, enum loops_policy policy) {
   const uint64_t seed = 0xcbf29ce484222325u;
-  if (policy == LOOPS_KEYED_CALL_ID) return message->call_id != NULL ? hash(message->call_id->number, seed, 0) : seed;
+  if (policy == LOOPS_KEYED_CALL_ID) return message->call_id != NULL ? partyline_loops_hash(message->call_id->number, seed, 0) : seed;
   /* The address-of-record: To of a REGISTER, else the request URI; users are known by name alone, in any case. */
   const osip_uri_t *uri = MSG_IS_REGISTER(message) && message->to != NULL ? message->to->url : message->req_uri;
-  return uri != NULL ? hash(uri->username, seed, 1) : seed;
+  return uri != NULL ? partyline_loops_hash(uri->username, seed, 1) : seed;
 }
 
 /* The next hook by the rules: within a list, then the next list; after MANDATE only `final`, after STOP none. */

@@ -23,7 +23,7 @@
   X(module_init) X(module_free) X(module_release) X(module_start) X(module_set_flag) X(module_wakeup)                     \
   X(psp_osip_init) X(psp_osip_free) X(psp_osip_wakeup) X(psp_osip_release) X(psp_osip_set_delay)                          \
   X(psp_core_lock) X(psp_core_unlock) X(pspm_tlp_execute) X(pspm_sfp_execute) X(pspm_sfp_inc_call_plugins)                \
-  X(pspm_sfp_call_plugins_for_request) X(pspm_sfp_call_plugins_for_rcv_response) X(pspm_sfp_call_plugins_for_snd_response) \
+  X(dispatch_cancel_event) X(pspm_sfp_call_plugins_for_request) X(pspm_sfp_call_plugins_for_rcv_response) X(pspm_sfp_call_plugins_for_snd_response) \
   X(hooks_in_turn) X(hooks_beside) X(requests_taken) X(requests_looked_at) X(refused)
 enum loops_count {
 #define X(name) LOOPS_##name,
@@ -51,6 +51,12 @@ void partyline_loops_stop(void);
 void partyline_loops_enter(struct loops_module *module, void (*wake)(void));
 int partyline_loops_sleep(struct loops_module *module, const struct timeval *limit); /* 1: quit */
 void partyline_loops_leave(struct loops_module *module);
+
+/* hooks.c */
+uint64_t partyline_loops_hash(const char *text, uint64_t seed, int lower);
+
+/* cancel.c */
+uint64_t partyline_loops_cancel_key(const psp_request_t *request); /* 0: no CANCEL concerns it */
 
 /* osip.c */
 void partyline_loops_osip_run(void); /* one turn of the transactions; under the global lock */

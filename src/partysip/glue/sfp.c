@@ -84,10 +84,7 @@ static void note(psp_request_t *request) {
       if (branch->out_tr == NULL) continue;
       else if (count < sizeof transactions / sizeof *transactions) transactions[count++] = branch->out_tr;
       else waits = 1; /* more branches than are kept: looked at at every wake-up */
-  osip_message_t *message = psp_request_get_request(request);
-  int invite = message != NULL && MSG_IS_INVITE(message);
-  partyline_psp_live_put(request, transactions, count, deadline_of(request),
-                         (waits ? PARTYLINE_PSP_WAITS : 0) | (invite ? PARTYLINE_PSP_INVITE : 0));
+  partyline_psp_live_put(request, transactions, count, deadline_of(request), waits, partyline_loops_cancel_key(request));
 }
 
 static void look_at(pspm_sfp_t *sfp, psp_request_t *request) {
@@ -179,12 +176,9 @@ static void requests(pspm_sfp_t *sfp, int woken) {
   while ((element = osip_fifo_tryget(sfp->osip_message_traffic)) != NULL) take(sfp, element, NULL), new = 1;
   while ((request = partyline_loops_hooks_back(&code)) != NULL) settle(sfp, request, code);
   if (new) flush_users();
-  while ((element = osip_fifo_tryget(sfp->sfull_cancels)) != NULL) {
-    dispatch_cancel_event(sfp, element);
-    partyline_psp_live_mark(PARTYLINE_PSP_INVITE);
-  }
+  while ((element = osip_fifo_tryget(sfp->sfull_cancels)) != NULL) dispatch_cancel_event(sfp, element);
   while ((element = osip_fifo_tryget(sfp->sfull_request)) != NULL) begin(sfp, element);
-  if (woken) partyline_psp_live_mark(PARTYLINE_PSP_WAITS);
+  if (woken) partyline_psp_live_mark(NULL);
   while ((request = partyline_psp_live_next(partyline_psp_clock())) != NULL) look_at(sfp, request);
 }
 
