@@ -210,6 +210,8 @@ typedef struct {
   // How long calls ran.
   uint64_t run_p50_ns;
   uint64_t run_p99_ns;
+  // How often leadership changed hands for its calls: given away before one, or taken while one blocked.
+  uint64_t promotions;
 } partyline_plugin_stats;
 
 // Looks at a message, and returns PARTYLINE_NEXT, PARTYLINE_DONE or PARTYLINE_PENDING; anything else counts as
@@ -541,7 +543,9 @@ int partyline_message_resume(partyline_message *later, int verdict);
 int partyline_message_drop(partyline_message *later);
 
 // Sends bytes as they are: to "udp:192.0.2.1:5060" from the engine's first UDP listener; to "tcp:192.0.2.1:5060" over an
-// open connection with that peer, whoever opened it, else over a new one. The address is numeric: nothing here looks up
+// open connection with that peer, whoever opened it, else over a new one; to "tls:192.0.2.1:5061;domain=example.org" over
+// one that was opened for that domain, else over a new one on which the peer has to show a certificate of example.org
+// (options `tls.client.*`; without a domain: a certificate of the address). The address is numeric: nothing here looks up
 // names. Waits for nothing, and delivery is not confirmed. PARTYLINE_EFULL: the peer has not read as much as the option
 // `tcp.outbound` allows.
 int partyline_send(partyline_engine *engine,
@@ -700,9 +704,9 @@ int partyline_connection_set_user(partyline_connection *connection, void *user);
 // The pointer that was left with the connection; NULL at first.
 int partyline_connection_user(partyline_connection *connection, void **user);
 
-// Reads the certificate files of the engine's TLS addresses again (options `tls.certificate`, `tls.key`); connections
-// that are opened from now on get the new ones, nothing restarts. PARTYLINE_ECONFIG: they cannot be used, and the old ones
-// stay; PARTYLINE_ESTATE: the engine has no TLS address.
+// Reads the certificate files of the engine's TLS addresses again (options `tls.certificate`, `tls.key`), and those for the
+// TLS connections that it opens (`tls.client.*`); connections that are opened from now on get the new ones, nothing
+// restarts. PARTYLINE_ECONFIG: they cannot be used, and the old ones stay; PARTYLINE_ESTATE: the engine has neither.
 int partyline_engine_reload_certificates(partyline_engine *engine);
 
 #ifdef __cplusplus

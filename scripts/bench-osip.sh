@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # One unmodified osip2 registrar (c-harness/bench/osip_registrar.c) on stock libosip2 and with libpartyline.so preloaded.
-# Prints "figure osip_<what> <value> <unit>"; what was seen on the way goes to stderr. About 11 minutes.
+# Prints "figure osip_<what> <value> <unit>"; what was seen on the way goes to stderr. About 12 minutes.
 #
 # CPU and memory with N alive: requests come at one rate and timer J is N / rate, so that each second as many transactions end
 #   as begin and N stay; measured for MEASURE seconds once N are reached. Stock: 1,000 and 10,000, at rates that it stands.
 # Highest rate: for HOLD seconds with osip2's own timers, no request lost and not one in a thousand retransmitted. Stock first,
-#   then ours from 25 times what stock held (10,000/s at least) upwards.
+#   then ours from 25 times what stock held (10,000/s at least) upwards. Beside the last, osip_floor.c: the same system calls
+#   without osip2, which is what no library can go below.
 #
 # HOLD=5 MEASURE=2 ALIVE="1000 10000" for a short look; PORT, LIB, OSIP_CFLAGS, OSIP_LIBS as elsewhere.
 set -euo pipefail
@@ -24,6 +25,8 @@ mkdir -p $OUT
 cc $CFLAGS -o $OUT/osip_registrar c-harness/bench/osip_registrar.c ${OSIP_LIBS:--losip2 -losipparser2}
 # shellcheck disable=SC2086
 cc $CFLAGS -o $OUT/osip_load c-harness/bench/osip_load.c
+# shellcheck disable=SC2086
+cc $CFLAGS -o $OUT/osip_floor c-harness/bench/osip_floor.c
 
 calc() { awk "BEGIN { printf \"%.${2:-0}f\", $1 }"; }
 SERVER_PID=
@@ -32,9 +35,10 @@ LOAD_PID=
 PID=
 trap '[ -z "$PID$LOAD_PID" ] || kill $PID $LOAD_PID 2>/dev/null || true' EXIT
 
+PROGRAM=osip_registrar
 # start PRELOAD [J]: the server as a coprocess, asked through its stdin
 start() {
-    coproc SERVER { exec env ${1:+LD_PRELOAD=$1} PARTYLINE_REPORT=${1:+1} $OUT/osip_registrar "$PORT" "${2:-0}" 2>$OUT/report; }
+    coproc SERVER { exec env ${1:+LD_PRELOAD=$1} PARTYLINE_REPORT=${1:+1} $OUT/$PROGRAM "$PORT" "${2:-0}" 2>$OUT/report; }
     PID=$SERVER_PID
     read -r -t 10 _ <&"${SERVER[0]}"
 }
@@ -115,6 +119,11 @@ stock=$BEST
 first=$((stock * 25 > 10000 ? stock * 25 : 10000))
 rate ours "$LIB" $first $((first * 5 / 4)) $((first * 3 / 2))
 ours=$BEST
+if [ "$ours" != 0 ]; then
+    PROGRAM=osip_floor
+    holds floor "" "$ours" && echo "figure osip_floor_cpu_per_register $PER us"
+    PROGRAM=osip_registrar
+fi
 
 [ "$stock" = 0 ] || echo "figure osip_rate_ratio $(calc "$ours / $stock" 1) x"
 [ -z "${CPU_OF_ours_1000:-}" ] || [ -z "${CPU_OF_ours_300000:-}" ] ||

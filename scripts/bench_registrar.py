@@ -10,9 +10,12 @@ rate that both servers can do, for the response times. memory_bare answers witho
         rate            per second, none lost, as fast as answers come
         p99_at_<rate>   response time at that rate; lost_at_<rate> of it
         pss             bytes per binding: what the proportional set size grew by while the users registered
+    figure reg_floor_db_cpu         mariadbd's part of a row in plain batches of refreshes on Kamailio's table (batch_floor.c)
+    figure reg_scale_<what>_<n>     CPU of a refresh, a query (a REGISTER without contacts: a look-up) with n bindings alive, users
+                                    spread over all of them; the two servers take turns. _ratio: the larger by the smaller
 
 Kamailio's settings: -x fm, maxbuffer 4194304, hash_size 16, one child where it does not wait for the database, else eight. Both
-write back every 5 s. Whole run: about 11 minutes; --quick: about 4.
+write back every 5 s. Whole run: about 14 minutes; --quick: about 5.
 """
 
 import argparse
@@ -54,10 +57,11 @@ class Bench:
         self.figures[name] = value
         print(f"figure reg_{name} {value:.{0 if abs(value) >= 100 else 2}f} {unit}", flush=True)
 
-    def load(self, port, cseq, seconds, outstanding, rate, digest, users=None):
+    def load(self, port, cseq, seconds, outstanding, rate, digest, users=None, **environment):
         command = ["taskset", "-c", LOAD_CPU, os.path.join(ROOT, "target/harness/bench/reg_load"), str(port), str(port + 5), "0", str(users or self.args.users),
                    str(cseq), str(seconds), str(outstanding), str(rate)] + (["secret-"] if digest else [])  # fmt: skip
-        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
+        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200,
+                              env={**os.environ, **environment})  # fmt: skip
         words = done.stdout.split()
         if done.returncode != 0 or words[:1] != ["calls"]:
             raise Trouble(f"reg_load: {done.stdout}")
@@ -148,6 +152,61 @@ class Bench:
         self.figure(f"{name}_lost_at_{rate}", held["lost"], "calls")
 
 
+    def floor(self):
+        """What plain batches cost on Kamailio's table, with two connections as our writers have."""
+        program = os.path.join(ROOT, "target/harness/bench/batch_floor")
+        if not os.path.exists(program):
+            print("SKIPPED floor: batch_floor was not built (apt-get install libmariadb-dev)")
+            return
+        self.database.fresh("bench", ["standard", "usrloc"])
+        with open(os.path.join(self.database.folder, "socket"), encoding="ascii") as path:
+            common = [path.read().strip(), "bench", str(self.args.users)]
+        costs = []
+        for verb, more in [("fill", []), *[("run", [str(self.args.seconds), "2"])] * 3]:
+            db = self.database.cpu()
+            done = subprocess.run(["taskset", "-c", SERVER_CPU, program, verb, *common, *more], check=False, stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, text=True, timeout=200)  # fmt: skip
+            db = self.database.cpu() - db
+            if done.returncode != 0:
+                raise Trouble(f"batch_floor: {done.stdout}")
+            if verb == "run":
+                costs.append(db * 1e6 / int(done.stdout.split()[1]))
+        self.figure("floor_db_cpu", statistics.median(costs), "us")
+
+    def scale(self):
+        """Few bindings and many, in turns: what differs is what the larger memory costs."""
+        few, many = 1000, 200000 if self.args.quick else 1000000
+        servers = []
+        try:
+            for n in (few, many):
+                one = Partyline(os.path.join(self.folder, f"scale_{n}"), self.args.port + (0 if n == few else 10), SERVER_CPU)
+                servers.append([n, one, 0])
+                one.start("memory", "memory:")
+                before = one.pss()
+                took = self.load(one.port, 1, 0, 64, 0, False, users=n, REG_LOAD_SHUFFLED="1")
+                if took["lost"] > 0:
+                    raise Trouble(f"scale: {took['lost']:.0f} lost while {n} users registered")
+                servers[-1][2] = int(took["cseq"])
+                if n == many:
+                    self.figure(f"scale_pss_{n}", (one.pss() - before) / n, "bytes_per_binding")
+            for what, query in (("refresh", {}), ("query", {"REG_LOAD_QUERY": "1"})):
+                costs = {few: [], many: []}
+                for _ in range(5):
+                    for server in servers:
+                        n, one, cseq = server
+                        cpu = one.cpu()
+                        took = self.load(one.port, cseq, self.args.seconds, 64, 0, False, users=n, REG_LOAD_SHUFFLED="1", **query)
+                        costs[n].append((one.cpu() - cpu) * 1e6 / took["calls"])
+                        server[2] = int(took["cseq"])
+                for n, all_costs in costs.items():
+                    self.figure(f"scale_{what}_{n}_cpu", statistics.median(all_costs), "us")
+                pairs = [b / a for a, b in zip(costs[few], costs[many])]
+                self.figure(f"scale_{what}_ratio", statistics.median(pairs), "times")
+        finally:
+            for _, one, _ in servers:
+                one.stop()
+
+
 def compare(bench):
     print(f"\n{'case':42}{'cpu us':>8}{'db us':>8}{'per s':>11}{'p99 ms':>9}{'bytes':>7}")
     f = bench.figures
@@ -162,10 +221,31 @@ def compare(bench):
     if "write_through_partyline_rate" in f:
         rate = f["write_through_partyline_rate"]
         print(f"target write_through_partyline_rate at least 40000: {rate:.0f}, {'met' if rate >= 40000 else 'MISSED'}")
+    floor, theirs = f.get("floor_db_cpu"), f.get("write_through_partyline_on_kamailios_table_sum")
+    if floor and theirs:
+        bound = 1.25 * floor + 8
+        print(f"target write_through_partyline_on_kamailios_table_sum at most 1.25 times the floor of {floor:.2f} and 8 us, {bound:.2f}: "
+              f"{theirs:.2f}, {'met' if theirs <= bound else 'MISSED'}")  # fmt: skip
+    for what in ("refresh", "query"):
+        ratio = f.get(f"scale_{what}_ratio")
+        if ratio:
+            print(f"target scale_{what}_ratio at most 1.20: {ratio:.2f}, {'met' if ratio <= 1.2 else 'MISSED'}")
+    if "memory_digest_partyline_selects" in f:
+        selects = f["memory_digest_partyline_selects"]
+        print(f"target memory_digest_partyline_selects one per user, and no other (1 % for what came twice at once): {selects:.0f}, "
+              f"{'met' if selects <= 1.01 * bench.args.users else 'MISSED'}")  # fmt: skip
     if {"memory_partyline_cpu", "memory_kamailio_cpu"} <= f.keys():
         times = f["memory_kamailio_cpu"] / f["memory_partyline_cpu"]
         bench.figure("memory_times_less_cpu", times, "times")
         print(f"target memory at least 1.5 times less CPU than Kamailio: {times:.2f}, {'met' if times >= 1.5 else 'MISSED'}")
+
+
+def extra(bench, name, run):
+    try:
+        run()
+    except Trouble as trouble:
+        bench.failed.append(name)
+        print(f"FAILED {name}: {trouble}")
 
 
 def main():
@@ -194,7 +274,7 @@ def main():
         for digest in (False, True):
             for server in ("kamailio", "partyline"):
                 cases.append((server, mode, digest, False))
-            if mode != "memory" and not digest:
+            if mode != "memory":
                 cases.append(("partyline", mode, digest, True))
     try:
         for server, mode, digest, their_table in cases:
@@ -211,6 +291,10 @@ def main():
             except Trouble as trouble:
                 bench.failed.append(name)
                 print(f"FAILED {name}: {trouble}")
+            if their_table and mode == "write_through" and not digest:
+                extra(bench, "floor", bench.floor)
+        if re.search(args.only, "scale"):
+            extra(bench, "scale", bench.scale)
     finally:
         if bench.database is not None:
             bench.database.stop()

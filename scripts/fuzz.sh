@@ -11,11 +11,11 @@ unset CARGO_TARGET_DIR
 tool=$PWD/target/tools/bin/cargo-fuzz
 # In a target of its own, so that nothing of the library's build is disturbed.
 [ -x "$tool" ] || CARGO_TARGET_DIR=target/tools/build "$cargo" install cargo-fuzz --locked --root target/tools
-declare -A seeds=([message]=sip [framer]=framer [register]=register [auth]=auth)
-[ $# -gt 0 ] || set -- message framer register auth
+declare -A seeds=([message]=sip [framer]=framer [register]=register [auth]=auth [tls]=tls)
+[ $# -gt 0 ] || set -- message framer register auth tls
 seconds=${FUZZ_SECONDS:-60}
 for target in "$@"; do
-  [ -n "${seeds[$target]-}" ] || { echo "fuzz.sh: no target '$target' (message, framer, register, auth)" >&2; exit 2; }
+  [ -n "${seeds[$target]-}" ] || { echo "fuzz.sh: no target '$target' (message, framer, register, auth, tls)" >&2; exit 2; }
   own=fuzz/corpus/$target
   mkdir -p "$own" target/fuzz
   log=target/fuzz/$target.log

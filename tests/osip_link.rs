@@ -184,3 +184,43 @@ fn harmless_without_osip() {
     let output = Command::new("/bin/true").env("LD_PRELOAD", library()).output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+/// Libraries that were built for one osip2 are not taken for those of another: `make` looks at times, and here at names.
+#[test]
+fn another_osip_is_another_build() {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("make-{}", std::process::id()));
+    std::fs::create_dir_all(dir.join("src")).unwrap();
+    std::fs::copy(osip::root().join("Makefile"), dir.join("Makefile")).unwrap();
+    for name in ["Cargo.toml", "Cargo.lock", "build.rs", "src/lib.rs"] {
+        std::fs::write(dir.join(name), "").unwrap();
+    }
+    // In place of cargo: says that it was called, and leaves what the recipe copies.
+    let cargo = dir.join("cargo");
+    let files = "mkdir -p target/release; touch target/release/libpartyline.so target/release/libpartyline.a";
+    std::fs::write(&cargo, format!("#!/bin/sh\necho built >>calls\n{files}\n")).unwrap();
+    std::fs::set_permissions(&cargo, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let builds = |flags: &str| {
+        let _ = std::fs::remove_file(dir.join("calls"));
+        let mut make = Command::new("make");
+        make.current_dir(&dir).args(["-s", "target/lib/.built"]).arg(format!("CARGO={}", cargo.display()));
+        let done = make.env("OSIP_CFLAGS", flags).env("OSIP_LIBS", "").output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        dir.join("calls").exists()
+    };
+    assert!(builds(""));
+    assert!(!builds(""));
+    // Times of files are compared, and some systems count them in jiffies.
+    let built = dir.join("target/lib/.built");
+    let age = |path: &Path| {
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(5)).unwrap();
+    };
+    for name in ["Makefile", "Cargo.toml", "Cargo.lock", "build.rs", "src/lib.rs", "target/lib/.osip"] {
+        age(&dir.join(name));
+    }
+    age(&built);
+    assert!(!builds(""));
+    assert!(builds("-I/opt/other/include"));
+    assert!(!builds("-I/opt/other/include"));
+    std::fs::remove_dir_all(&dir).unwrap();
+}

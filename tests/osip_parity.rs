@@ -78,6 +78,16 @@ fn threads() {
     assert!(ours.stdout.contains("wait cancelled: yes, then 5"), "{}", ours.stdout);
 }
 
+/// No comparison: stock frees twice or crashes.
+#[test]
+fn misuse() {
+    let Some(program) = build("c-harness/parity/misuse.c", &[]) else { return };
+    let ours = Run::new(&program).preload().output();
+    let twice = "freed 1, again 0 0, removed 0, event 0, other 1\n";
+    assert!(ours.stdout.contains(twice) || ours.stdout.starts_with("small\n"), "{}", ours.stdout);
+    assert!(ours.stdout.contains("itself 0, again 0\nlisted 1\n"), "{}", ours.stdout);
+}
+
 /// The pool in libc mode, so that memcheck sees each block. Only blocks that nothing points at count as leaks: what the
 /// engine keeps for the life of the process is reached by pointers into its middle.
 #[test]

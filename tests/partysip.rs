@@ -472,6 +472,27 @@ fn our_registrar_answers_first_or_as_one_plugin_among_others() {
 }
 
 #[test]
+fn our_plugins_read_partysips_configuration() {
+    // A list of addresses, as partysip makes it itself, and the section of another plugin.
+    let database = folder("db-digest").join("location.db");
+    let settings = format!(
+        "serverip = 127.0.0.1,127.0.0.2\nudp_listen = 127.0.0.1\nmysqlreg_url = sqlite:{}\nmysqlreg_auth = digest\n\
+         <auth>\nrealm here\n</auth>",
+        database.display()
+    );
+    for plugins in ["udp mysqlreg", "udp mysqlreg trace"] {
+        let name = format!("digest-{}", plugins.replace(' ', "-"));
+        let Some(mut host) = Host::start(Form::Transport, &name, plugins, &settings, &[]) else { return };
+        let peer = Peer::new(&host);
+        let answer = peer.ask(&register("alice", &name, 1, "Contact: <sip:alice@10.0.0.1>\r\nExpires: 600\r\n"));
+        assert_eq!(status(&answer), 401, "{plugins}: {answer}");
+        assert!(answer.contains("realm=\"here\""), "{plugins}: {answer}");
+        let (code, said) = host.end();
+        assert_eq!(code, Some(0), "{plugins}: {said}");
+    }
+}
+
+#[test]
 fn all_memory_is_freed() {
     if Command::new("valgrind").arg("--version").output().is_err() {
         eprintln!("SKIPPED: no valgrind");

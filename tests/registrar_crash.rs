@@ -356,6 +356,19 @@ enum Event {
     Answer,
 }
 
+/// How many answers left, each after a sync of its own; or the first that did not.
+fn in_order(events: &[(u32, Event)], on_disk: impl Fn(u32) -> bool) -> Result<usize, usize> {
+    let (mut answers, mut synced) = (0, false);
+    for (thread, event) in events {
+        match event {
+            Event::Synced => synced |= on_disk(*thread),
+            Event::Answer if !synced => return Err(answers),
+            Event::Answer => (answers, synced) = (answers + 1, false),
+        }
+    }
+    Ok(answers)
+}
+
 fn threads_of(pid: u32) -> Vec<u32> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     tasks.map(|task| task.unwrap().file_name().to_string_lossy().parse().unwrap()).collect()
@@ -398,16 +411,19 @@ fn the_disk_has_a_batch_before_its_first_answer_leaves() {
         one_by_one(&server, first..first + N as u32 + 1);
         let mine = threads_of(ours);
         let events = trace.stop();
-        let (mut answers, mut synced) = (0, false);
-        for (thread, event) in events {
-            match event {
-                Event::Synced => synced |= mine.contains(&thread) == (what == "spool"),
-                Event::Answer => {
-                    assert!(synced, "{what}: answer {answers} left before its batch was on the disk");
-                    (answers, synced) = (answers + 1, false);
-                }
-            }
-        }
+        let on_disk = |thread: u32| mine.contains(&thread) == (what == "spool");
+        let answers = match in_order(&events, on_disk) {
+            Ok(answers) => answers,
+            Err(answer) => panic!("{what}: answer {answer} left before its batch was on the disk"),
+        };
+        // The same trace with one sync gone, or with one after its answer, must not pass.
+        let at = events.iter().rposition(|event| event.1 == Event::Answer).unwrap();
+        let last = events[..at].iter().rposition(|event| event.1 == Event::Answer).unwrap();
+        let spoilt: Vec<_> = [&events[..=last], &events[at..]].concat();
+        assert_eq!(in_order(&spoilt, on_disk), Err(answers - 1));
+        let mut late = events[..=at].to_vec();
+        late[last + 1..].rotate_right(1);
+        assert_eq!(in_order(&late, on_disk), Err(answers - 1));
         assert!((N..=N + 1).contains(&answers), "{what}: the trace shows {answers} answers of {N}");
         println!("trace: {what}: {answers} answers, each after a sync of its batch");
     }

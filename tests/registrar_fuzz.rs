@@ -3,39 +3,13 @@
 //! the rounds.
 
 mod auth_exercise;
+#[path = "common/corpus.rs"]
+mod common;
 mod register_exercise;
 
 use std::path::Path;
 
-fn corpus(name: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(name);
-    let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    // The order of a directory is not the same everywhere, and the seed has to lead to the same inputs.
-    paths.sort();
-    assert!(paths.len() >= 5, "the corpus is there");
-    paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
-}
-
-fn rounds() -> usize {
-    std::env::var("PARTYLINE_FUZZ_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
-}
-
-/// splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-}
+use common::{Random, corpus, rounds};
 
 fn changed(files: &[Vec<u8>], pieces: &[&[u8]], random: &mut Random) -> Vec<u8> {
     let mut input = files[random.below(files.len())].clone();
@@ -86,7 +60,7 @@ const REGISTER_PIECES: &[&[u8]] = &[
 
 #[test]
 fn registers_changed_and_spliced() {
-    let files = corpus("register");
+    let files = corpus("register", 5);
     let alone: usize = files.iter().map(|file| register_exercise::exercise(file)).sum();
     assert!(alone >= files.len() / 2, "{alone} messages of the corpus are accepted");
     let (mut random, mut accepted, count) = (Random(1020), 0, 8_000 * rounds());
@@ -126,7 +100,7 @@ const AUTH_PIECES: &[&[u8]] = &[
 #[test]
 fn credentials_changed_and_spliced() {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let files = corpus("auth");
+    let files = corpus("auth", 5);
     let alone = files.iter().filter(|file| auth_exercise::exercise(file, dir)).count();
     assert!(alone >= 2, "{alone} of the corpus are let in");
     let (mut random, mut accepted, count) = (Random(2617), 0, 4_000 * rounds());

@@ -4,6 +4,8 @@
 mod common {
     pub mod mariadb;
 }
+#[path = "registrar_support/kamailio.rs"]
+mod kamailio;
 mod registrar_support;
 
 use std::path::PathBuf;
@@ -150,4 +152,52 @@ fn users_and_bindings_of_a_legacy_database() {
     let ha1: Option<String> =
         server.connect("fresh").query_first("SELECT ha1 FROM subscriber WHERE username = 'u7'").expect("row");
     assert_eq!(ha1.map(|h| h.len()), Some(32));
+}
+
+#[test]
+fn kamailios_tables_as_the_target() {
+    let server = Mariadb::shared();
+    let url = kamailio::database(server, "into_kamailio");
+    let mut conn = server.connect("into_kamailio");
+    conn.query_drop(
+        "INSERT INTO location (ruid, username, domain, contact, callid, cseq, expires, last_modified)
+         VALUES ('uloc-5f-1', 'u1', 'example.org', 'sip:u1@192.0.2.1', 'c', 3, NOW() + INTERVAL 1 HOUR, NOW())",
+    )
+    .expect("a row of Kamailio's");
+    let until = now() + 3600;
+    let csv = Csv::new(&format!(
+        "username,contact,expires,instance\nu1,sip:u1@192.0.2.1,{until},\nu2,sip:u2@192.0.2.1,{until},<urn:uuid:1>\n\
+         u3,sip:u3@192.0.2.1,4294967295,\n"
+    ));
+    let schema = ["--schema", "kamailio"];
+    let arguments = ["--to", &url, "--csv", csv.path(), "--table", "location", "--domain", "example.org"];
+    // Into our own table it is not.
+    assert_eq!(import(&arguments).status.code(), Some(1));
+    let arguments = [&arguments[..], &schema].concat();
+    let refused = import(&arguments);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("line 2:"), "the row that stands there has its name");
+    let keep = [&arguments[..], &["--existing", "keep"]].concat();
+    assert_eq!(good(&keep), "3 rows read, 2 written, 1 stood there already, 0 left out");
+    let replace = [&arguments[..], &["--existing", "replace"]].concat();
+    good(&replace);
+    let rows: Vec<(String, u32, Option<String>, i64)> = conn
+        .query("SELECT ruid, id, instance, CAST(UNIX_TIMESTAMP(expires) AS SIGNED) FROM location ORDER BY username")
+        .expect("rows");
+    assert_eq!((rows.len(), &rows[0].0[..], rows[0].3), (3, "uloc-5f-1", i64::from(until)));
+    assert_eq!((rows[1].2.as_deref(), rows[1].3), (Some("<urn:uuid:1>"), i64::from(until)));
+    assert_eq!((rows[2].2.as_deref(), rows[2].3), (None, i64::from(i32::MAX)));
+    // A registrar takes them as its own: a refresh is the same row.
+    let mut options = options(Mode::WriteThrough, &url);
+    options.store.layout.schema = partyline::registrar::store::Schema::Kamailio;
+    let bench = Bench::open(options);
+    eventually("preload", || bench.registrar.complete());
+    let contacts = [registrar_support::contact("sip:u3@192.0.2.1")];
+    bench.complete(&registrar_support::request("u3@example.org", "c", 1, &contacts), now(), 1).expect("committed");
+    let after: Vec<(String, u32)> = conn.query("SELECT ruid, id FROM location ORDER BY username").expect("rows");
+    assert_eq!(after, rows.iter().map(|(ruid, id, ..)| (ruid.clone(), *id)).collect::<Vec<_>>());
+    let users = Csv::new("username,password\nalice,secret\n");
+    good(&[&["--to", &url[..], "--csv", users.path(), "--domain", "example.org", "--hash"][..], &schema].concat());
+    let ha1: Option<String> = conn.query_first("SELECT ha1 FROM subscriber WHERE username = 'alice'").expect("row");
+    assert_eq!(ha1.map(|text| text.len()), Some(32));
 }

@@ -169,6 +169,51 @@ fn other_names_epoch_and_narrow_columns() {
 }
 
 #[test]
+fn text_that_the_table_cannot_hold_stands_in_nobodys_way() {
+    let server = Mariadb::shared();
+    for (name, charset, too_much) in [("k_latin1", "latin1", "\u{65e5}"), ("k_utf8", "utf8mb3", "\u{1f600}")] {
+        let url = kamailio::database(server, name);
+        for table in ["location", "subscriber"] {
+            let sql = format!("ALTER TABLE {table} CONVERT TO CHARACTER SET {charset}");
+            server.connect(name).query_drop(sql).expect("alter");
+        }
+        let bench = Bench::open(Options { preload: false, ..theirs(Mode::WriteThrough, &url) });
+        // Many are asked for in one SELECT, one of whom cannot be in the table.
+        let aors: Vec<String> =
+            (0..40).map(|n| if n == 7 { format!("{too_much}@h") } else { format!("caf\u{e9}{n}@h") }).collect();
+        for (n, aor) in aors.iter().enumerate() {
+            bench.registrar.load(bench.registrar.miss(aor.as_bytes()), n as u64).expect("room");
+        }
+        for n in 0..aors.len() as u64 {
+            assert_eq!(bench.notes.wait_loaded(n), Ok(()), "{n}");
+        }
+        let uri = [contact("sip:a@h")];
+        for (n, aor) in aors.iter().enumerate() {
+            assert_eq!(bench.registrar.lookup(aor.as_bytes(), now(), |_| ()), Ok(0));
+            let request =
+                RegisterRequest { user_agent: "T\u{e9}l\u{e9}phone".as_bytes(), ..request(aor, "c", 1, &uri) };
+            let answer = bench.complete(&request, now(), 1000 + n as u64).expect("an answer");
+            let expected = if n == 7 { (400, "Text Cannot Be Stored") } else { (200, "OK") };
+            assert_eq!((answer.status, &answer.reason[..]), expected, "{aor}");
+        }
+        let agent = format!("phone {too_much}");
+        let refused = RegisterRequest { user_agent: agent.as_bytes(), ..request(&aors[0], "c", 2, &uri) };
+        assert_eq!(bench.complete(&refused, now(), 2000).map(|a| a.status), Ok(400));
+        drop(bench);
+        // It comes back as it was.
+        let bench = Bench::open(theirs(Mode::WriteThrough, &url));
+        eventually("preload", || bench.registrar.complete());
+        let agents = |aor: &str| {
+            let mut agents = Vec::new();
+            bench.registrar.lookup(aor.as_bytes(), now(), |b| agents.push(b.user_agent.to_vec())).expect("known");
+            agents
+        };
+        assert_eq!(agents(&aors[39]), ["T\u{e9}l\u{e9}phone".as_bytes()]);
+        assert_eq!(one::<u32>(server, name, "SELECT COUNT(*) FROM location"), 39);
+    }
+}
+
+#[test]
 fn whose_table_it_is_must_be_said_rightly() {
     let server = Mariadb::shared();
     let url = kamailio::database(server, "k_whose");

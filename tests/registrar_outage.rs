@@ -125,30 +125,72 @@ fn what_a_run_leaves_in_the_spool_is_replayed_before_the_next_answers() {
     let url = server.url("partyline");
     let bench = open(spooling(&url, &file));
     let uri = [contact("sip:a@h")];
-    submit(&bench, &request("old@h", "c", 1, &uri), 0);
-    assert_eq!(bench.notes.outcome(0), Ok(()));
+    for (waiter, aor) in [(0, "old@h"), (1000, "two@h")] {
+        submit(&bench, &request(aor, "c", 1, &uri), waiter);
+        assert_eq!(bench.notes.outcome(waiter), Ok(()));
+    }
     server.kill();
     for n in 1..=150 {
         submit(&bench, &request(&format!("u{n}@h"), "c", 1, &uri), n);
     }
     submit(&bench, &request("old@h", "c", 2, &[lasting("sip:a@h", 0)]), 151);
-    bench.notes.wait("acknowledged", |committed| committed.len() == 152);
+    bench.notes.wait("acknowledged", |committed| committed.len() == 153);
     // What is durable needs no waiting for the database at the end.
     let closing = Instant::now();
     drop(bench);
     assert!(closing.elapsed() < Duration::from_secs(9), "closed only after close_timeout");
     assert_eq!(file.held(), 151);
-    // Without the database nothing starts, and nothing is lost.
-    let refused =
-        partyline::registrar::Registrar::open(spooling(&url, &file), registrar_support::NotingSink::default());
-    assert_eq!(refused.err().map(|e| e.kind()), Some(Kind::Unreachable));
-    assert_eq!(file.held(), 151);
-    server.restart();
-    let bench = Bench::open(spooling(&url, &file));
-    assert_eq!(count(&server, "partyline", "SELECT COUNT(*) FROM location"), 150);
-    assert_eq!(bench.registrar.lookup(b"old@h", now(), |_| ()), Ok(0));
-    assert_eq!(bench.registrar.lookup(b"u150@h", now(), |_| ()), Ok(1));
+    // Without the database it starts: what only adds a binding is spooled and answered, what needs to know the others waits.
+    let brief = || Options { commit_timeout: Duration::from_secs(2), ..spooling(&url, &file) };
+    let bench = Bench::open(brief());
+    for (waiter, aor) in [(1, "fresh@h"), (2, "u1@h")] {
+        assert_eq!(bench.complete(&request(aor, "c", 2, &uri), now(), waiter).map(|a| a.status), Ok(200), "{aor}");
+    }
+    let other = [contact("sip:b@h")];
+    let answer = bench.complete(&request("two@h", "d", 1, &other), now(), 3).expect("spooled");
+    assert_eq!(answer.uris(), ["sip:b@h"]);
+    let remove = [lasting("sip:a@h", 0)];
+    let waiting = [request("u2@h", "c", 2, &remove), request("u1@h", "c", 3, &remove), request("u3@h", "q", 1, &[])];
+    for (waiter, request) in waiting.iter().enumerate() {
+        let Outcome::Miss(ticket) = bench.registrar.register(request, now(), &mut Answer::default()) else {
+            panic!("answered without knowing")
+        };
+        bench.registrar.load(ticket, waiter as u64).expect("room");
+    }
+    for waiter in 0..waiting.len() as u64 {
+        assert_eq!(bench.notes.wait_loaded(waiter), Err(Kind::Timeout));
+    }
+    assert_eq!(spooled(&bench), 3);
     drop(bench);
+    assert_eq!(file.held(), 154);
+    // Once more, and this time the database comes back while it runs: what the first run left goes in before what the second
+    // did, and no row is read before.
+    let bench = Bench::open(brief());
+    submit(&bench, &request("u1@h", "c", 4, &uri), 1);
+    assert_eq!(bench.notes.outcome(1), Ok(()));
+    server.restart();
+    eventually("preload", || bench.registrar.complete());
+    eventually("replayed", || bench.registrar.unwritten() == 0);
+    assert_eq!(count(&server, "partyline", "SELECT COUNT(*) FROM location"), 153);
+    assert_eq!(count(&server, "partyline", "SELECT cseq FROM location WHERE username = 'u1'"), 4);
+    let known = |aor: &str| {
+        let mut found = Vec::new();
+        let looked = bench.registrar.lookup(aor.as_bytes(), now(), |b| {
+            found.push((String::from_utf8_lossy(b.contact).into_owned(), b.cseq));
+        });
+        assert_eq!(looked, Ok(found.len()));
+        found.sort();
+        found
+    };
+    let one = |uri: &str, cseq| (uri.to_owned(), cseq);
+    assert_eq!(
+        (known("old@h"), known("u150@h"), known("u1@h")),
+        (vec![], vec![one("sip:a@h", 1)], vec![one("sip:a@h", 4)])
+    );
+    assert_eq!(known("two@h"), [one("sip:a@h", 1), one("sip:b@h", 1)], "what stood there, and what was added unseen");
+    assert_eq!(bench.complete(&request("u1@h", "c", 5, &remove), now(), 2).map(|a| a.contacts.len()), Ok(0));
+    drop(bench);
+    assert_eq!(count(&server, "partyline", "SELECT COUNT(*) FROM location"), 152);
     assert_eq!(file.held(), 0);
     // The file belongs to this database.
     {
@@ -159,6 +201,47 @@ fn what_a_run_leaves_in_the_spool_is_replayed_before_the_next_answers() {
     let refused = partyline::registrar::Registrar::open(other, registrar_support::NotingSink::default());
     let error = refused.err().expect("the spool of another database");
     assert!(error.kind() == Kind::Config && error.to_string().contains("holds 1 changes for mysql://"), "{error}");
+}
+
+#[test]
+fn a_server_starts_while_its_database_is_away() {
+    let server = Mariadb::start("late");
+    let url = server.url("partyline");
+    // It has no tables yet either.
+    server.kill();
+    let brief = |mode| Options { commit_timeout: Duration::from_secs(1), ..options(mode, &url) };
+    let back = Bench::open(Options { preload: false, ..brief(Mode::WriteBack) });
+    let through = Bench::open(brief(Mode::WriteThrough));
+    let uri = [contact("sip:a@h")];
+    let gone = [lasting("sip:a@h", 0)];
+    for n in 0..300 {
+        let answer = back.complete(&request(&format!("b{n}@h"), "c", 1, &uri), now(), n).expect("at once");
+        assert_eq!((answer.status, answer.contacts.len()), (200, 1));
+    }
+    assert_eq!(back.complete(&request("b7@h", "c", 2, &gone), now(), 1000), Err(Kind::Timeout));
+    assert_eq!(through.complete(&request("t@h", "c", 1, &uri), now(), 1), Err(Kind::Timeout));
+    // Rows that a program writes before this server looks.
+    server.restart();
+    eventually("written", || {
+        let sql = "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = 'partyline'";
+        count(&server, "partyline", sql) == 3
+            && count(&server, "partyline", "SELECT COUNT(*) FROM location WHERE username LIKE 'b%'") == 300
+    });
+    let mut waiter = 1;
+    eventually("goes on", || {
+        waiter += 1;
+        through.complete(&request("t@h", "c", 1, &uri), now(), waiter).is_ok()
+    });
+    assert_eq!(count(&server, "partyline", "SELECT COUNT(*) FROM location WHERE username = 't'"), 1);
+    eventually("the loader is back too", || {
+        waiter += 1;
+        back.complete(&request("b7@h", "c", 3, &gone), now(), 1000 + waiter).is_ok()
+    });
+    eventually("deleted", || count(&server, "partyline", "SELECT COUNT(*) FROM location WHERE username = 'b7'") == 0);
+    // What was added unseen is known in full now: a look-up costs no second question.
+    let mut found = 0;
+    assert_eq!(back.registrar.lookup(b"b8@h", now(), |_| found += 1), Ok(1));
+    assert_eq!(found, 1);
 }
 
 #[test]
@@ -458,10 +541,10 @@ fn tls_is_asked_for_by_the_url() {
         .map(|_| ())
         .map_err(|e| e.kind())
     };
-    assert_eq!(outcome(""), Err(Kind::Unreachable), "the server wants TLS of this user");
+    assert_eq!(outcome(""), Err(Kind::Denied), "the server wants TLS of this user");
     assert_eq!(outcome("?tls=required"), Ok(()));
     assert_eq!(outcome(&format!("?tls=verify&tls_ca={}", at("ca.pem"))), Ok(()));
-    assert_eq!(outcome(&format!("?tls=verify&tls_ca={}", at("other.pem"))), Err(Kind::Unreachable));
+    assert_eq!(outcome(&format!("?tls=verify&tls_ca={}", at("other.pem"))), Err(Kind::Denied));
     for bad in ["?tls=maybe", "?tls_ca=/x", "?tls=verify&tls_ca=", "?nonsense=1"] {
         assert_eq!(outcome(bad), Err(Kind::Config), "{bad}");
     }

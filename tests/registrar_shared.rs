@@ -146,6 +146,48 @@ fn two_servers_on_kamailios_table() {
     two_servers("kamailio_through", Schema::Kamailio, Mode::WriteThrough);
 }
 
+fn gone_with_its_connection(name: &str, schema: Schema, mode: Mode) {
+    const SOURCE: &[u8] = b"sip:192.0.2.7:4000;transport=tcp";
+    let server = Mariadb::shared();
+    let url = match schema {
+        Schema::Own => server.database(name),
+        Schema::Kamailio => kamailio::database(server, name),
+    };
+    let [a, b] = [1, 2].map(|id| open(Options { connection_bound: true, ..shared(mode, &url, schema, id) }));
+    let uri = [contact("sip:a@h")];
+    let over = |aor, cseq| RegisterRequest { received: SOURCE, ..request(aor, "c", cseq, &uri) };
+    let count = || {
+        let sql = "SELECT COUNT(*), COALESCE(MAX(cseq), 0) FROM location";
+        server.connect(name).query_first::<(u32, u32), _>(sql).expect("count").expect("a row")
+    };
+    for (waiter, aor) in [(1, "u@h"), (2, "moved@h")] {
+        a.complete(&over(aor, 1), now(), waiter).expect("committed");
+        a.registrar.bind(SOURCE, aor.as_bytes());
+        eventually("b knows", || known(&b, aor) == binding("c", 1));
+    }
+    // One of them is refreshed over the other server just before; a may know of it or not.
+    b.complete(&request("moved@h", "c", 2, &uri), now(), 1).expect("committed");
+    assert!(a.registrar.unbind(SOURCE) >= 1);
+    eventually("b lets go", || known(&b, "u@h").is_empty());
+    eventually("a has written", || a.registrar.unwritten() == 0);
+    eventually("what moved stays", || {
+        known(&a, "moved@h") == binding("c", 2) && known(&b, "moved@h") == binding("c", 2)
+    });
+    // The row stays for those who poll later, until it is swept.
+    assert_eq!(count(), (2, 2));
+    // Back on the other server, in the same row.
+    b.complete(&request("u@h", "c", 3, &uri), now(), 2).expect("committed");
+    eventually("a knows", || known(&a, "u@h") == binding("c", 3));
+    assert_eq!(count(), (2, 3));
+}
+
+#[test]
+fn what_goes_with_its_connection_goes_for_the_other_server() {
+    gone_with_its_connection("bound_through", Schema::Own, Mode::WriteThrough);
+    gone_with_its_connection("bound_back", Schema::Own, Mode::WriteBack);
+    gone_with_its_connection("bound_kamailio", Schema::Kamailio, Mode::WriteThrough);
+}
+
 #[test]
 fn what_comes_late_is_compared_with_what_stands_there() {
     let server = Mariadb::shared();

@@ -357,7 +357,7 @@ fn open_says_in_one_sentence_what_is_wrong() {
         (error.kind(), error.to_string())
     };
     let (kind, text) = say(options(Mode::WriteBack, "sqlite:/nowhere/at/all.db"));
-    assert_eq!(kind, Kind::Unreachable);
+    assert_eq!(kind, Kind::Denied);
     assert!(text.starts_with("cannot open sqlite:/nowhere/at/all.db: "), "{text}");
     assert_eq!(say(options(Mode::WriteBack, "")).0, Kind::Config);
     assert_eq!(say(options(Mode::WriteBack, "oracle:x")).0, Kind::Config);

@@ -1,45 +1,17 @@
 //! The stable fuzz driver: the corpus as it is, cut at every byte, changed byte by byte, and spliced, by a generator with
 //! a fixed seed; and arbitrary bytes from proptest. `PARTYLINE_FUZZ_ROUNDS` multiplies the rounds.
 
+#[path = "common/corpus.rs"]
+mod common;
 mod sip_exercise;
 
+use common::{Random, corpus, rounds};
 use proptest::prelude::*;
 use sip_exercise::exercise;
 
-fn corpus() -> Vec<Vec<u8>> {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/sip");
-    let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    // The order of a directory is not the same everywhere, and the seed has to lead to the same inputs.
-    paths.sort();
-    let files: Vec<Vec<u8>> = paths.iter().map(|path| std::fs::read(path).unwrap()).collect();
-    assert!(files.len() >= 50, "the corpus is there");
-    files
-}
-
-fn rounds() -> u32 {
-    std::env::var("PARTYLINE_FUZZ_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
-}
-
-/// splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-}
-
 #[test]
 fn cut_at_every_byte() {
-    for file in corpus() {
+    for file in corpus("sip", 50) {
         let head = file.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
         for len in 0..=file.len() {
             let sound = exercise(&file[..len]);
@@ -86,7 +58,7 @@ const PIECES: &[&[u8]] = &[
 
 #[test]
 fn changed_and_spliced() {
-    let files = corpus();
+    let files = corpus("sip", 50);
     let mut random = Random(4475);
     let mut sound = 0;
     for _ in 0..30_000 * rounds() {
@@ -120,7 +92,7 @@ fn changed_and_spliced() {
         sound += u32::from(exercise(&input));
     }
     // Both ways were gone: changes that the parser takes, and changes that it refuses.
-    assert!((3_000..27_000).contains(&(sound / rounds())), "{sound}");
+    assert!((3_000..27_000).contains(&(sound / rounds() as u32)), "{sound}");
 }
 
 #[test]
@@ -140,7 +112,7 @@ fn sixty_kilobytes_of_one_thing() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000 * rounds(), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2_000 * rounds() as u32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn arbitrary_bytes(input in proptest::collection::vec(any::<u8>(), 0..600)) {

@@ -1,10 +1,11 @@
-//! SIP over TLS: an engine with a registrar in memory, and peers of two other implementations (openssl, rustls as a client).
+//! SIP over TLS: an engine with a registrar in memory, and peers of two other implementations (openssl, rustls), which call
+//! and are called.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -13,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use partyline::engine::{Engine, RegistrarOptions, open_registrar};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -59,9 +60,15 @@ fn dir(test: &str) -> PathBuf {
 
 /// A certificate for 127.0.0.1 that vouches for itself: its file, and its key's.
 fn certificate(dir: &Path, name: &str) -> (PathBuf, PathBuf) {
+    certificate_for(dir, name, "IP:127.0.0.1")
+}
+
+fn certificate_for(dir: &Path, name: &str, whom: &str) -> (PathBuf, PathBuf) {
     let [config, certificate, key] = ["cnf", "crt", "key"].map(|end| dir.join(format!("{name}.{end}")));
-    let text = "[req]\ndistinguished_name=dn\nx509_extensions=ext\nprompt=no\n[dn]\nCN=partyline test\n\
-                [ext]\nbasicConstraints=critical,CA:FALSE\nsubjectAltName=IP:127.0.0.1\n";
+    let text = format!(
+        "[req]\ndistinguished_name=dn\nx509_extensions=ext\nprompt=no\n[dn]\nCN=partyline test\n\
+         [ext]\nbasicConstraints=critical,CA:FALSE\nsubjectAltName={whom}\n"
+    );
     fs::write(&config, text).unwrap();
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
@@ -258,8 +265,6 @@ fn several_threads_send_over_one_connection() {
             next[thread] += 1;
         }
     });
-    // There is no way to a peer that has no connection.
-    assert!(server.engine.send("tls:127.0.0.1:9", b"x").unwrap_err().text.contains("no TLS connection"));
 }
 
 #[test]
@@ -356,4 +361,158 @@ fn an_idle_connection_keeps_its_keys_and_no_buffers() {
     assert!((500..12_000).contains(&each), "{each} bytes");
     drop(clients);
     server.until("the clients are gone", || server.metric("partyline_stream_open") == 20.0);
+}
+
+/// Somebody whom the engine calls: a rustls server on a port.
+struct Peer {
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+}
+
+impl Peer {
+    fn listen((certificate, key): &(PathBuf, PathBuf)) -> Peer {
+        let chain = vec![CertificateDer::from_pem_file(certificate).unwrap()];
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, PrivateKeyDer::from_pem_file(key).unwrap())
+            .unwrap();
+        Peer { listener: TcpListener::bind("127.0.0.1:0").unwrap(), config: Arc::new(config) }
+    }
+
+    fn address(&self, domain: &str) -> String {
+        let end = if domain.is_empty() { String::new() } else { format!(";domain={domain}") };
+        format!("tls:{}{end}", self.listener.local_addr().unwrap())
+    }
+
+    /// The next connection, whose handshake is made by reading from it.
+    fn accept(&self) -> StreamOwned<ServerConnection, TcpStream> {
+        let (stream, _) = self.listener.accept().unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        StreamOwned::new(ServerConnection::new(Arc::clone(&self.config)).unwrap(), stream)
+    }
+}
+
+fn options(number: u32) -> String {
+    format!("OPTIONS sip:peer SIP/2.0\r\nCSeq: {number} OPTIONS\r\nContent-Length: 0\r\n\r\n")
+}
+
+#[test]
+fn peers_are_called_and_have_to_be_who_was_meant() {
+    let _others = MACHINE.read();
+    let theirs = certificate_for(&dir("peers-of"), "peer", "DNS:sip.example.org");
+    let server = Server::start("peers", &[("tls.client.roots", theirs.0.to_str().unwrap())]);
+    let peer = Peer::listen(&theirs);
+    let send = |domain: &str, number| server.engine.send(&peer.address(domain), options(number).as_bytes());
+    // Before there is a connection, and while it is made: all of it waits, and comes in order.
+    for number in 1..=3 {
+        send("sip.example.org", number).unwrap();
+    }
+    let mut conn = peer.accept();
+    for number in 1..=3 {
+        assert!(answer(&mut conn).contains(&format!("CSeq: {number} ")));
+    }
+    assert_eq!(conn.conn.server_name(), Some("sip.example.org"));
+    // It is a connection like any other: requests come over it, and it is found again.
+    conn.write_all(register("peer", 1, 20_000).as_bytes()).unwrap();
+    assert!(answer(&mut conn).starts_with("SIP/2.0 200 OK\r\n"));
+    send("sip.example.org", 4).unwrap();
+    assert!(answer(&mut conn).contains("CSeq: 4 "));
+    assert_eq!(server.metric("partyline_stream_opened_total{by=\"us\"}"), 1.0);
+    // The same address under other names: another connection, and nothing is said to who is not meant.
+    for (refused, domain) in [(1.0, ""), (2.0, "example.org"), (3.0, "127.0.0.1")] {
+        send(domain, 5).unwrap();
+        assert!(peer.accept().read(&mut [0]).is_err(), "{domain}: nothing can be read");
+        let closed = || server.metric("partyline_stream_closed_total{reason=\"tls\"}");
+        server.until("the end of a connection with another", || closed() == refused);
+    }
+    send("sip.example.org", 6).unwrap();
+    assert!(answer(&mut conn).contains("CSeq: 6 "));
+    // What cannot be a name, and where nobody listens.
+    assert!(send("not a name", 7).unwrap_err().text.contains("not a name"));
+    assert!(server.engine.send("udp:127.0.0.1:9;domain=x", b"x").unwrap_err().text.contains("is not an address"));
+    if let Err(error) = server.engine.send("tls:127.0.0.1:9", b"x") {
+        assert!(error.text.contains("has closed"), "it was refused already: {}", error.text);
+    }
+    server.until("nobody", || server.metric("partyline_stream_closed_total{reason=\"connect_failed\"}") == 1.0);
+    drop(conn);
+    server.until("the peer's end", || server.metric("partyline_stream_open") == 0.0);
+}
+
+#[test]
+fn a_peer_that_never_shakes_hands_is_given_up() {
+    let _others = MACHINE.read();
+    let server = Server::start("mute", &[("tls.handshake_limit", "300ms"), ("tls.client.verify", "off")]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    server.engine.send(&format!("tls:{}", listener.local_addr().unwrap()), b"x").unwrap();
+    let (mut mute, _) = listener.accept().unwrap();
+    server.until("its end", || server.metric("partyline_stream_closed_total{reason=\"tls_too_slow\"}") == 1.0);
+    let mut hello = Vec::new();
+    mute.read_to_end(&mut hello).unwrap();
+    assert_eq!(hello[0], 22, "a handshake record");
+}
+
+#[test]
+fn openssl_is_called_and_sees_a_certificate() {
+    let _others = MACHINE.read();
+    let folder = dir("s_server-of");
+    let (theirs, ours) = (certificate_for(&folder, "peer", "DNS:elsewhere.example"), certificate(&folder, "client"));
+    let path = |p: &PathBuf| p.to_str().unwrap().to_owned();
+    let server = Server::start(
+        "s_server",
+        &[
+            ("tls.client.roots", &path(&theirs.0)),
+            ("tls.client.verify", "chain"),
+            ("tls.client.certificate", &path(&ours.0)),
+            ("tls.client.key", &path(&ours.1)),
+        ],
+    );
+    for version in ["-tls1_2", "-tls1_3"] {
+        // s_server takes a port of its own and says which.
+        let mut peer = Command::new("openssl")
+            .args(["s_server", "-accept", "127.0.0.1:0", "-Verify", "1", "-verify_return_error", version])
+            .args(["-naccept", "1", "-cert", &path(&theirs.0), "-key", &path(&theirs.1), "-CAfile", &path(&ours.0)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut output = BufReader::new(peer.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.starts_with("ACCEPT ") {
+            line.clear();
+            assert!(output.read_line(&mut line).unwrap() > 0, "openssl listens");
+        }
+        server.engine.send(&format!("tls:{}", line["ACCEPT ".len()..].trim()), options(9).as_bytes()).unwrap();
+        let mut said = String::new();
+        while !said.contains("CSeq: 9 OPTIONS") {
+            assert!(output.read_line(&mut said).unwrap() > 0, "{version}: {said}");
+        }
+        assert!(said.contains("Client certificate"), "{version}: {said}");
+        peer.kill().unwrap();
+        peer.wait().unwrap();
+    }
+}
+
+#[test]
+fn files_that_cannot_be_used_are_named_at_the_start() {
+    let _others = MACHINE.read();
+    let (own, key) = certificate(&dir("bad-files"), "own");
+    let (own, key) = (own.to_str().unwrap(), key.to_str().unwrap());
+    let cases: [(&[(&str, &str)], &str); 4] = [
+        (&[("tls.client.roots", "/nowhere/roots.pem")], "/nowhere/roots.pem"),
+        (&[("tls.client.roots", key)], "no certificate"),
+        (&[("tls.client.roots", own), ("tls.client.certificate", own)], "named together"),
+        (&[("tls.client.verify", "off"), ("tls.client.certificate", own), ("tls.client.key", own)], "key file"),
+    ];
+    for (options, text) in cases {
+        let engine = Engine::new();
+        engine.listen("udp:127.0.0.1:0").unwrap();
+        for (name, value) in options {
+            engine.set(name, value).unwrap();
+        }
+        let error = engine.start().unwrap_err();
+        assert!(error.text.contains(text), "{}", error.text);
+    }
 }

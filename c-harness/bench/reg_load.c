@@ -7,6 +7,9 @@
  * fast as answers come, with OUTSTANDING requests under way; else RATE calls a second, however many are under way (at
  * most OUTSTANDING: a call that finds no room is lost, as is one without an answer for 2 s). Nothing is sent twice.
  *
+ * REG_LOAD_SHUFFLED=1 in the environment: users do not come one after the other but spread over all of them, as phones do.
+ * REG_LOAD_QUERY=1: requests without a contact, which ask for the bindings that stand.
+ *
  * With PASSWORD-PREFIX a call is a pair: REGISTER, 401, REGISTER with credentials (MD5, qop=auth), 200; the password of a
  * user is the prefix and its name. Other answers than these are counted as refused.
  *
@@ -44,7 +47,7 @@ static const char *prefix;
 static unsigned from_user, to_user, user, cseq;
 static unsigned long begun, calls, lost, refused;
 static char first_bad[48] = "-";
-static int port;
+static int port, shuffled, query;
 
 /* osip's MD5 is what the machine that builds Partyline has anyway. */
 static void md5_hex(const char *parts[], int count, char out[33]) {
@@ -96,6 +99,9 @@ static int message(char *out, unsigned at, const char *nonce, int nonce_len) {
                  "\", qop=auth, nc=00000001, cnonce=\"0a4f113b\", response=\"%s\", algorithm=MD5\r\n",
                  s->user, text, response);
     }
+    char contact[100] = "";
+    if (!query)
+        snprintf(contact, sizeof contact, "Contact: <sip:u%07u@127.0.0.1:%05d;transport=udp;line=0123456789ab>\r\nExpires: 3600\r\n", s->user, port);
     return snprintf(out, ROOM,
                     "REGISTER sip:" DOMAIN " SIP/2.0\r\n"
                     "Via: SIP/2.0/UDP 127.0.0.1:%05d;branch=z9hG4bK%04x%04x%d;rport\r\n"
@@ -104,12 +110,11 @@ static int message(char *out, unsigned at, const char *nonce, int nonce_len) {
                     "To: <sip:u%07u@" DOMAIN ">\r\n"
                     "Call-ID: 5f8d3c2b1a097%07u@client-host\r\n"
                     "CSeq: %u REGISTER\r\n"
-                    "Contact: <sip:u%07u@127.0.0.1:%05d;transport=udp;line=0123456789ab>\r\n"
-                    "Expires: 3600\r\n"
+                    "%s"
                     "User-Agent: Bench Phone 1.0 (abcdef)\r\n"
                     "%s"
                     "Content-Length: 0\r\n\r\n",
-                    port, at, s->turn, s->second, s->user, s->user, s->user, s->user, s->cseq, s->user, port, credentials);
+                    port, at, s->turn, s->second, s->user, s->user, s->user, s->user, s->cseq, contact, credentials);
 }
 
 static void step_user(void) {
@@ -122,7 +127,8 @@ static void step_user(void) {
 static unsigned begin(double at) {
     unsigned i = free_slots[--free_count];
     struct slot *s = &slots[i];
-    s->user = user;
+    /* The multiplier is a prime above the number of users: each of them comes once in a round. */
+    s->user = shuffled ? from_user + (unsigned)((user - from_user) * 2654435761ul % (to_user - from_user)) : user;
     s->cseq = cseq;
     s->turn++;
     s->under_way = 1;
@@ -266,6 +272,8 @@ int main(int argc, char **argv) {
     double seconds = atof(argv[6]), rate = atof(argv[8]);
     unsigned most = (unsigned)atoi(argv[7]);
     prefix = argc > 9 ? argv[9] : NULL;
+    shuffled = getenv("REG_LOAD_SHUFFLED") != NULL;
+    query = getenv("REG_LOAD_QUERY") != NULL;
     if (to_user <= from_user || to_user > 10000000 || most == 0 || most > SLOTS)
         return fprintf(stderr, "reg_load: users or OUTSTANDING out of bounds\n"), 2;
     unsigned long one_round = to_user - from_user, goal = seconds > 0 ? ~0ul : one_round;

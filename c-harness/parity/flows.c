@@ -188,7 +188,7 @@ static void matching(void)
     step("again", 0);
     deliver(parse(request("REGISTER", "old", "other", 1, NULL)));
     step("other Call-ID", 0);
-#ifndef MAX_LEN /* of 3.x, which falls over it */
+#ifndef CRASHES_ON_BRANCH_WITHOUT_VALUE
     deliver(parse(request("REGISTER", "", "old", 1, NULL)));
     step("branch without value", 0);
 #endif
@@ -218,7 +218,9 @@ static void matching(void)
     begin("broken");
     deliver(parse("REGISTER sip:x SIP/2.0\r\nVia: SIP/2.0/UDP h;branch=z9hG4bKx\r\nFrom: <sip:a@b>\r\nTo: <sip:a@b>\r\n"
                   "CSeq: 1 INVITE\r\nCall-ID: 1\r\n\r\n"));
+#ifndef CRASHES_ON_FAILED_INIT
     deliver(parse("REGISTER sip:x SIP/2.0\r\nFrom: <sip:a@b>\r\nTo: <sip:a@b>\r\nCSeq: 1 REGISTER\r\nCall-ID: 1\r\n\r\n"));
+#endif
     deliver(parse("SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP h;branch=z9hG4bKx\r\nFrom: <sip:a@b>\r\nTo: <sip:a@b>\r\n"
                   "CSeq: 1 INVITE\r\nCall-ID: 1\r\n\r\n"));
     deliver(parse("nonsense\r\n\r\n"));

@@ -15,6 +15,15 @@
 
 #define UNUSED __attribute__((unused))
 
+/* Where stock osip2 itself crashes, nothing can be compared: left out by name. MAX_LEN is in 3.x only, OSIP_BADPARAMETER
+ * since 3.1. */
+#ifdef MAX_LEN
+#define CRASHES_ON_BRANCH_WITHOUT_VALUE /* strlen(NULL) in the matching predicates */
+#ifdef OSIP_BADPARAMETER
+#define CRASHES_ON_FAILED_INIT /* osip_transaction_init frees what has no osip_t yet through that osip_t */
+#endif
+#endif
+
 /* Exported by libosip2, in no public header. */
 int __osip_add_ict(osip_t *, osip_transaction_t *);
 int __osip_add_ist(osip_t *, osip_transaction_t *);

@@ -70,6 +70,7 @@ int pspm_sfp_inc_call_plugins(pspm_sfp_t *sfp, psp_request_t *request) {
 mandated:
   for (sfp_inc_func_t *hook = table->final; hook != NULL; hook = hook->next) {
     hook->callback(request);
+    if (request->flag & PSP_MANDATE) return 0;
     if (request->flag & PSP_STOP) return -2;
   }
   return 0;

@@ -39,8 +39,14 @@ void psp_plugin_free(psp_plugin_t *plugin) {
   dlclose(handle);
 }
 
-void psp_plugin_take_ownership(psp_plugin_t *plugin) { plugin->owners++; }
+int psp_plugin_take_ownership(psp_plugin_t *plugin) {
+  plugin->owners++;
+  return 0;
+}
 
-void psp_plugin_release_ownership(psp_plugin_t *plugin) { plugin->owners--; }
+int psp_plugin_release_ownership(psp_plugin_t *plugin) {
+  plugin->owners--;
+  return 0;
+}
 
-int psp_plugin_get_plugid(psp_plugin_t *plugin) { return plugin->plug_id; }
+int psp_plugin_get_plug_id(psp_plugin_t *plugin) { return plugin->plug_id; }

@@ -68,11 +68,6 @@ int psp_request_set_property(psp_request_t *request, int property) {
   return 0;
 }
 
-int psp_request_add_location(psp_request_t *request, location_t *location) {
-  PSP_APPEND(location_t, request->locations, location);
-  return 0;
-}
-
 int location_init(location_t **out, osip_uri_t *url, int expire) {
   location_t *new = osip_malloc(sizeof *new);
   if (new == NULL) return -1;

@@ -9,8 +9,8 @@
  *   mysqlreg_auth = none | user | digest                   by the table subscriber
  *   mysqlreg_realm = text                                  else that of the plugin `auth`
  *   mysqlreg_options = name=value;name=value               any option of docs/options.md
- *   mysqlreg_location = forward | redirect | off           what happens to a request for a user of this domain outside of a dialog:
- *                                                          to all bindings, 302 with them, or nothing
+ *   mysqlreg_location = forward | redirect | off           what happens to a request for a user of this domain: to all bindings,
+ *                                                          302 with them (outside of a dialog), or nothing
  */
 #include <partyline/partysip.h>
 
@@ -79,10 +79,7 @@ static int set_all(const char *text) {
   return 0;
 }
 
-/* Once, when all plugins have set their hooks. */
-static int open_registrar(int transport) {
-  if (opened) return registrar != NULL ? 0 : -1;
-  opened = 1;
+static int open_now(int transport) {
   first = transport && !others();
   char *url = psp_config_get_element("mysqlreg_url"), *mode = psp_config_get_element("mysqlreg_mode");
   char *realm = psp_config_get_element("mysqlreg_realm");
@@ -93,7 +90,10 @@ static int open_registrar(int transport) {
     fprintf(stderr, "mysqlreg plugin: other plugins hook REGISTER: mode write_back, a crash can lose the last second\n");
     mode = "write_back";
   }
-  if (realm == NULL) realm = psp_config_get_sub_element("realm", "auth");
+  if (realm == NULL) {
+    config_element_t *element = psp_config_get_sub_element("realm", "auth", NULL);
+    if (element != NULL) realm = element->value;
+  }
   if (partyline_registrar_new(&registrar) < 0) return failed("new");
   if (set("mode", mode) != 0 || set("use_domain", "off") != 0 || set("auth", psp_config_get_element("mysqlreg_auth")) != 0 ||
       set("realm", realm) != 0 || set_all(psp_config_get_element("mysqlreg_options")) != 0 ||
@@ -103,6 +103,17 @@ static int open_registrar(int transport) {
     return -1;
   }
   return 0;
+}
+
+/* Once, when all plugins have set their hooks: by libpsp_udp.so before a message comes; else at the first request, for partysip calls
+ * nothing before. */
+static int open_registrar(int transport) {
+  static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+  pthread_mutex_lock(&mutex);
+  if (!opened) open_now(transport);
+  opened = 1;
+  pthread_mutex_unlock(&mutex);
+  return registrar != NULL ? 0 : -1;
 }
 
 /* For libpsp_udp.so: the registrar, if it may answer REGISTER itself. */
@@ -142,6 +153,7 @@ static int cb_mysqlreg_register(psp_request_t *request) {
   osip_generic_param_t *received = NULL, *rport = NULL;
   char *text = NULL, lines[1024] = "";
   size_t length = 0;
+  if (open_registrar(0) != 0) return answer_with(request, 503);
   if (via == NULL || osip_message_to_str(message, &text, &length) != 0) return answer_with(request, 400);
   osip_via_param_get_byname(via, "received", &received);
   osip_via_param_get_byname(via, "rport", &rport);
@@ -198,22 +210,35 @@ static int put_location(void *user, const partyline_binding *binding) {
     osip_uri_free(url);
     return 0;
   }
-  psp_request_add_location(request, location);
+  location_t **behind = &request->locations, *before = NULL; /* best first */
+  while (*behind != NULL) before = *behind, behind = &before->next;
+  location->next = NULL;
+  location->parent = before;
+  *behind = location;
   return 0;
 }
 
 static int cb_mysqlreg_locate(psp_request_t *request) {
   osip_message_t *message = psp_request_get_request(request);
   osip_generic_param_t *tag = NULL;
+  if (open_registrar(0) != 0) return answer_with(request, 503);
   if (message->to != NULL) osip_to_get_tag(message->to, &tag);
-  if (MSG_IS_ACK(message) || tag != NULL || osip_list_size(&message->routes) > 0) return 0; /* within a dialog */
+  int within = tag != NULL, routes = osip_list_size(&message->routes);
+  if (routes > 1 || (within && routes > 0)) {
+    /* Without a location partysip goes by the routes, and behind the last by the request URI: that of a dialog is a contact. */
+    psp_request_set_mode(request, PSP_FORK_MODE);
+    psp_request_set_state(request, PSP_MANDATE);
+    return 0;
+  }
   char *aor = aor_of(message->req_uri);
   int found = aor != NULL ? partyline_registrar_lookup(registrar, aor, put_location, request) : 0;
   osip_free(aor);
-  if (found <= 0) return answer_with(request, found == 0 ? 404 : 503);
-  if (redirect) return answer_with(request, 302);
-  psp_request_set_mode(request, PSP_FORK_MODE);
-  psp_request_set_state(request, PSP_PROPOSE);
+  if (found < 0) return answer_with(request, 503);
+  if (found > 0 && redirect && !within) return answer_with(request, 302);
+  /* As partysip's ls_localdb: who is not known here may be known to the next plugin, who is found is not asked for again. */
+  psp_request_set_uas_status(request, 404);
+  psp_request_set_mode(request, found > 0 ? PSP_FORK_MODE : PSP_UAS_MODE);
+  psp_request_set_state(request, found > 0 ? PSP_MANDATE : PSP_CONTINUE);
   return 0;
 }
 
@@ -236,9 +261,9 @@ int plugin_init(char *name_config) {
   if (location != NULL && strcmp(location, "off") == 0) return 0;
   redirect = location != NULL && strcmp(location, "redirect") == 0;
   int (*const methods[])(sfp_inc_func_t *, int) = {
-      psp_core_add_sfp_inc_invite_hook, psp_core_add_sfp_inc_bye_hook,    psp_core_add_sfp_inc_options_hook,
-      psp_core_add_sfp_inc_info_hook,   psp_core_add_sfp_inc_notify_hook, psp_core_add_sfp_inc_subscribe_hook,
-      psp_core_add_sfp_inc_unknown_hook};
+      psp_core_add_sfp_inc_invite_hook,    psp_core_add_sfp_inc_ack_hook,  psp_core_add_sfp_inc_bye_hook,
+      psp_core_add_sfp_inc_options_hook,   psp_core_add_sfp_inc_info_hook, psp_core_add_sfp_inc_notify_hook,
+      psp_core_add_sfp_inc_subscribe_hook, psp_core_add_sfp_inc_unknown_hook};
   for (unsigned i = 0; i < sizeof methods / sizeof *methods; i++)
     if (sfp_inc_func_init(&in, cb_mysqlreg_locate, id) != 0 || methods[i](in, PSP_HOOK_LAST) != 0) return -1;
   return 0;

@@ -6,6 +6,10 @@
  * to partysip; all else does.
  *
  *   udp_threads = N       the most threads that read and parse (default 64; a thread is started when all others are busy)
+ *   udp_listen = ADDRESS  where to listen; else serverip, and all addresses where that is a list
+ *
+ * partysip calls nothing when all plugins are loaded. So what it is given to watch is a descriptor that can be read from the
+ * beginning: the receive hook is called as soon as the transport's loop runs, and starts the engine.
  */
 #include <partyline/partysip.h>
 
@@ -14,16 +18,20 @@
 #include <arpa/inet.h>
 #include <dlfcn.h>
 #include <netdb.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 psp_plugin_t udp_plugin = {
     .name = "udp", .version = "partyline", .description = "UDP by libpartyline", .flag = PSP_PLUGIN_TLP};
 
 int partyline_udp_transport = 1; /* libpsp_mysqlreg.so looks for it */
 static partyline_engine *engine;
+static int begin_fd = -1;
 
 static int failed(const char *what) {
   fprintf(stderr, "udp plugin: %s: %s\n", what, partyline_last_error());
@@ -60,11 +68,6 @@ static int receive(void *user, partyline_message *message) {
   psp_core_fix_strict_router_issue(event);
   psp_core_event_add_sip_message(event);
   return PARTYLINE_DONE;
-}
-
-static int nothing_to_read(int max) {
-  (void)max;
-  return 0;
 }
 
 static int send_to(const char *address, int port, const char *text, size_t length) {
@@ -134,31 +137,8 @@ static int send_message(osip_transaction_t *transaction, osip_message_t *message
   return sent;
 }
 
-int plugin_init(char *name_config) {
-  (void)name_config;
-  tlp_plugin_t *tlp;
-  tlp_rcv_func_t *receiving;
-  tlp_snd_func_t *sending;
-  char *port = psp_config_get_element("serverport_udp"), *address = psp_config_get_element("serverip");
-  char *threads = psp_config_get_element("udp_threads"), listen[128];
-  snprintf(listen, sizeof listen, "udp:%s:%d", address != NULL ? address : "0.0.0.0", port != NULL ? atoi(port) : 5060);
-  if (partyline_engine_new(&engine) < 0 || (threads != NULL && partyline_engine_set(engine, "threads.max", threads) < 0) ||
-      partyline_engine_listen(engine, listen, NULL) < 0)
-    return failed(listen);
-  psp_plugin_take_ownership(&udp_plugin);
-  if (psp_core_load_tlp_plugin(&tlp, &udp_plugin, TLP_UDP | TLP_UNRELIABLE) != 0 ||
-      tlp_rcv_func_init(&receiving, nothing_to_read, udp_plugin.plug_id) != 0 ||
-      tlp_snd_func_init(&sending, send_message, udp_plugin.plug_id) != 0)
-    return -1;
-  tlp_plugin_set_input_socket(tlp, -1);
-  tlp_plugin_set_output_socket(tlp, -1);
-  tlp_plugin_set_rcv_hook(tlp, receiving);
-  tlp_plugin_set_snd_hook(tlp, sending);
-  return 0;
-}
-
-int plugin_start(void) {
-  /* All plugins have set their hooks by now. */
+/* All plugins have set their hooks by now. */
+static int start(void) {
   partyline_registrar *(*alone)(void);
   *(void **)&alone = dlsym(RTLD_DEFAULT, "mysqlreg_alone");
   partyline_registrar *registrar = alone != NULL ? alone() : NULL;
@@ -174,7 +154,55 @@ int plugin_start(void) {
   return partyline_engine_start(engine) < 0 ? failed("start") : 0;
 }
 
+/* Whoever comes first: a program that calls plugin_start, or the transport's loop. */
+static int start_once(void) {
+  static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+  static int result = 1;
+  pthread_mutex_lock(&mutex);
+  if (result == 1) result = start();
+  pthread_mutex_unlock(&mutex);
+  return result;
+}
+
+static int begin(int max) {
+  uint64_t count;
+  (void)max;
+  if (read(begin_fd, &count, sizeof count) == sizeof count) start_once();
+  return 0;
+}
+
+int plugin_init(char *name_config) {
+  (void)name_config;
+  tlp_plugin_t *tlp;
+  tlp_rcv_func_t *receiving;
+  tlp_snd_func_t *sending;
+  char *port = psp_config_get_element("serverport_udp"), *address = psp_config_get_element("serverip");
+  char *threads = psp_config_get_element("udp_threads"), *own = psp_config_get_element("udp_listen"), listen[128];
+  /* partysip's own listens everywhere; where it found the addresses itself, serverip is a list of them. */
+  if (own != NULL) address = own;
+  else if (address == NULL || strpbrk(address, " ,") != NULL) address = "0.0.0.0";
+  snprintf(listen, sizeof listen, "udp:%s:%d", address, port != NULL ? atoi(port) : 5060);
+  if (partyline_engine_new(&engine) < 0 || (threads != NULL && partyline_engine_set(engine, "threads.max", threads) < 0) ||
+      partyline_engine_listen(engine, listen, NULL) < 0)
+    return failed(listen);
+  begin_fd = eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC);
+  psp_plugin_take_ownership(&udp_plugin);
+  if (begin_fd < 0 || psp_core_load_tlp_plugin(&tlp, &udp_plugin, TLP_UDP | TLP_UNRELIABLE) != 0 ||
+      tlp_rcv_func_init(&receiving, begin, udp_plugin.plug_id) != 0 ||
+      tlp_snd_func_init(&sending, send_message, udp_plugin.plug_id) != 0)
+    return -1;
+  tlp_plugin_set_input_socket(tlp, begin_fd);
+  tlp_plugin_set_output_socket(tlp, -1);
+  tlp_plugin_set_rcv_hook(tlp, receiving);
+  tlp_plugin_set_snd_hook(tlp, sending);
+  return 0;
+}
+
+int plugin_start(void) { return start_once(); }
+
 int plugin_release(void) {
+  if (begin_fd >= 0) close(begin_fd);
+  begin_fd = -1;
   partyline_engine_stop(engine, 1000);
   partyline_engine_free(engine);
   engine = NULL;

@@ -10,6 +10,13 @@
  *   path; psp_config_add_element() takes both strings; psp_config_get_element() lends its result.
  * - A hook gets the request (or the answer) on loan. A send hook frees neither message nor host.
  * - psp_plugin_t is static storage of the plugin; sfp_*_func_t belong to the tables once they are added.
+ * - A plugin attached twice (to the transport and to requests, say) takes ownership twice.
+ *
+ * What partysip does with a plugin
+ * - It is loaded from PREFIX/lib/partysip/libpsp_NAME.so, in the order of the line `plugins =`, whose names stand between blanks.
+ * - plugin_init() is called at once. plugin_start() is looked up and NEVER called (partysip's own return -1 there): what has to
+ *   wait for the other plugins waits for the first call of a hook.
+ * - `name` in psp_plugin_t is a title for people ("Rgstrar plugin"), not NAME.
  */
 #ifndef PARTYLINE_PARTYSIP_H
 #define PARTYLINE_PARTYSIP_H
@@ -55,13 +62,15 @@ struct addrinfo;
 typedef struct {
   int pipes[2]; /* 0 is read, 1 is written */
 } ppl_pipe_t;
-typedef int ppl_time_t; /* seconds; the original's type was not seen, it is printed as an int */
+/* Seconds. Whether the original's type is int or time_t was not to be found out: it is printed as an int. Where it is time_t, what
+ * stands behind ctx_start in sfp_branch_t is 8 bytes further; nothing else moves. */
+typedef int ppl_time_t;
 typedef struct ppl_dso_handle ppl_dso_handle_t;
 
 ppl_pipe_t *ppl_pipe(void);
 int ppl_pipe_close(ppl_pipe_t *pipe);
-int ppl_pipe_read(ppl_pipe_t *pipe, void *buffer, int size);
-int ppl_pipe_write(ppl_pipe_t *pipe, const void *buffer, int size);
+int ppl_pipe_read(ppl_pipe_t *pipe, void *buffer, size_t size);
+int ppl_pipe_write(ppl_pipe_t *pipe, const void *buffer, size_t size);
 int ppl_pipe_get_read_descr(ppl_pipe_t *pipe);
 ppl_time_t ppl_time(void);
 
@@ -129,9 +138,9 @@ typedef struct psp_plugin_t {
   int (*plugin_release)(void);
 } psp_plugin_t;
 
-void psp_plugin_take_ownership(psp_plugin_t *plugin);
-void psp_plugin_release_ownership(psp_plugin_t *plugin);
-int psp_plugin_get_plugid(psp_plugin_t *plugin);
+int psp_plugin_take_ownership(psp_plugin_t *plugin);
+int psp_plugin_release_ownership(psp_plugin_t *plugin);
+int psp_plugin_get_plug_id(psp_plugin_t *plugin);
 
 enum { TLP_UDP = 1, TLP_TCP = 2, TLP_RELIABLE = 4, TLP_UNRELIABLE = 8, TLP_SCTP = 0x10 };
 
@@ -209,13 +218,15 @@ int psp_request_init(psp_request_t **request, osip_transaction_t *inc_tr, osip_m
 void psp_request_free(psp_request_t *request);
 osip_message_t *psp_request_get_request(psp_request_t *request);
 int psp_request_set_uas_status(psp_request_t *request, int status);
+int psp_request_get_uas_status(psp_request_t *request);
 int psp_request_set_mode(psp_request_t *request, int mode);
 int psp_request_set_state(psp_request_t *request, int state);
 int psp_request_set_property(psp_request_t *request, int property);
-int psp_request_add_location(psp_request_t *request, location_t *location);
+/* A hook puts a location in front with PSP_ADD(request->locations, location): there is no function for it. */
 int location_init(location_t **location, osip_uri_t *url, int expire);
 int location_set_path(location_t *location, char *path);
 void location_free(location_t *location);
+int sfp_branch_set_transaction(sfp_branch_t *branch, osip_transaction_t *transaction);
 
 /* The request state machine */
 enum {
@@ -237,7 +248,8 @@ psp_event_t *pspm_sfp_need_timeout_nofinalanswer(psp_request_t *request);
 psp_event_t *pspm_sfp_need_timeout_noanswer(psp_request_t *request);
 psp_event_t *pspm_sfp_need_timeout_close(psp_request_t *request);
 
-/* Hooks. In each table five lists, called in this order; behind them `final`, for requests that a plugin has mandated. */
+/* Hooks. In each table five lists, called in this order. A hook that leaves PSP_MANDATE ends the walk: then `final` is walked, and
+ * that too ends at a hook that leaves PSP_MANDATE, which is the first unless it sets another state. */
 enum {
   PSP_HOOK_REALLY_FIRST = -10, PSP_HOOK_FIRST = 0, PSP_HOOK_MIDDLE = 10, PSP_HOOK_LAST = 20, PSP_HOOK_REALLY_LAST = 30,
   PSP_HOOK_FINAL = 40
@@ -455,14 +467,15 @@ PSP_MESSAGE_CALLBACK(rcvinfo);
 PSP_MESSAGE_CALLBACK(rcvoptions);
 PSP_MESSAGE_CALLBACK(rcvunkrequest);
 
-/* Configuration */
+/* Configuration: `name = value`, and for sub-configurations `<sub>`, lines `name value`, `</sub>`. The last of several wins. */
 typedef struct config_element_t {
   char *sub_config, *name, *value;
   struct config_element_t *next, *parent;
 } config_element_t;
 
 char *psp_config_get_element(char *name);
-char *psp_config_get_sub_element(char *name, char *sub_config);
+/* The next one behind `start` (NULL: the first). */
+config_element_t *psp_config_get_sub_element(char *name, char *sub_config, config_element_t *start);
 int psp_config_add_element(char *name, char *value);
 
 #ifdef __cplusplus

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use partyline::registrar::import::{Existing, Options, Source, Table, run};
+use partyline::registrar::import::{Existing, Options, Schema, Source, Table, run};
 
 const USAGE: &str = "\
 usage: partyline-import --to URL (--csv FILE | --from URL --query SQL) [OPTIONS]
@@ -11,6 +11,8 @@ usage: partyline-import --to URL (--csv FILE | --from URL --query SQL) [OPTIONS]
   --separator C       of the CSV, default a comma; tab is said as 'tab'
   --from URL --query SQL   rows of a SELECT
   --table NAME        subscriber (default) or location
+  --schema NAME       own (default) or kamailio: the target's tables are Kamailio's (5.6 to 5.8), as they stand
+  --time-zone ZONE    of DATETIME in Kamailio's table, default SYSTEM
   --map COLUMN=NAME   the source's name of a column, again for each that differs
   --domain NAME       the domain of rows that have none
   --hash [REALM]      stores ha1 and ha1b made of password, not the password; realm: REALM= or the row's domain
@@ -30,6 +32,8 @@ fn options() -> Result<Options, String> {
     let mut options = Options {
         source: Source::Csv { path: String::new(), separator },
         target: String::new(),
+        schema: Schema::Own,
+        time_zone: "SYSTEM".into(),
         table: Table::Subscriber,
         map: Vec::new(),
         domain: String::new(),
@@ -62,6 +66,9 @@ fn options() -> Result<Options, String> {
                     "--separator" if value.len() == 1 && value != "\"" => separator = value.as_bytes()[0],
                     "--table" if value == "subscriber" => options.table = Table::Subscriber,
                     "--table" if value == "location" => options.table = Table::Location,
+                    "--schema" if value == "own" => options.schema = Schema::Own,
+                    "--schema" if value == "kamailio" => options.schema = Schema::Kamailio,
+                    "--time-zone" => options.time_zone = value,
                     "--existing" if value == "fail" => options.existing = Existing::Fail,
                     "--existing" if value == "keep" => options.existing = Existing::Keep,
                     "--existing" if value == "replace" => options.existing = Existing::Replace,

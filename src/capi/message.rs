@@ -337,7 +337,9 @@ pub unsafe extern "C" fn partyline_message_drop(later: *mut partyline_message) -
 }
 
 /// Sends bytes as they are: to "udp:192.0.2.1:5060" from the engine's first UDP listener; to "tcp:192.0.2.1:5060" over an
-/// open connection with that peer, whoever opened it, else over a new one. The address is numeric: nothing here looks up
+/// open connection with that peer, whoever opened it, else over a new one; to "tls:192.0.2.1:5061;domain=example.org" over
+/// one that was opened for that domain, else over a new one on which the peer has to show a certificate of example.org
+/// (options `tls.client.*`; without a domain: a certificate of the address). The address is numeric: nothing here looks up
 /// names. Waits for nothing, and delivery is not confirmed. PARTYLINE_EFULL: the peer has not read as much as the option
 /// `tcp.outbound` allows.
 #[unsafe(no_mangle)]

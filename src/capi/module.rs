@@ -211,6 +211,8 @@ pub struct partyline_plugin_stats {
     /// How long calls ran.
     pub run_p50_ns: u64,
     pub run_p99_ns: u64,
+    /// How often leadership changed hands for its calls: given away before one, or taken while one blocked.
+    pub promotions: u64,
 }
 
 /// Fills `stats`, whose `size` the caller has set. PARTYLINE_ENOTFOUND: no such plugin; PARTYLINE_ESTATE: the engine is not
@@ -249,6 +251,7 @@ pub unsafe extern "C" fn partyline_plugin_stats_get(
             wait_p99_ns: nanos(f.wait[1]),
             run_p50_ns: nanos(f.run[0]),
             run_p99_ns: nanos(f.run[1]),
+            promotions: f.promotions,
         };
         // SAFETY: the caller's struct has `size` bytes, and no more than that and our own struct's size are copied.
         unsafe {

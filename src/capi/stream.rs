@@ -390,9 +390,9 @@ pub unsafe extern "C" fn partyline_connection_user(
     })
 }
 
-/// Reads the certificate files of the engine's TLS addresses again (options `tls.certificate`, `tls.key`); connections
-/// that are opened from now on get the new ones, nothing restarts. PARTYLINE_ECONFIG: they cannot be used, and the old ones
-/// stay; PARTYLINE_ESTATE: the engine has no TLS address.
+/// Reads the certificate files of the engine's TLS addresses again (options `tls.certificate`, `tls.key`), and those for the
+/// TLS connections that it opens (`tls.client.*`); connections that are opened from now on get the new ones, nothing
+/// restarts. PARTYLINE_ECONFIG: they cannot be used, and the old ones stay; PARTYLINE_ESTATE: the engine has neither.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn partyline_engine_reload_certificates(engine: *mut partyline_engine) -> c_int {
     entry("partyline_engine_reload_certificates", || {

@@ -7,8 +7,8 @@
 //! A small batch of what is mostly short the leader walks itself: see [`Core::lend`].
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -17,7 +17,7 @@ use super::core::{Core, Desk};
 use super::exchange::{Exchange, Kept, Out};
 use super::plugin::{Pass, Policy};
 use crate::net::SendBatch;
-use crate::sched::Leader;
+use crate::sched::{Lane, Leader, Task};
 
 /// How soon the leader looks at backlogs again.
 pub(super) const LOOK: Duration = Duration::from_millis(2);
@@ -42,15 +42,13 @@ impl Core {
     /// refused.
     pub(super) fn line_up(&self, exchange: &mut Exchange<'_>, backlog: &Backlog) {
         let first = self.chain.next(0, exchange.message.method());
+        exchange.step = first.map_or(0, |(step, _)| step);
         let pass = match first.filter(|(_, link)| link.plugin.policy != Policy::Parallel) {
             None => None,
-            Some((step, link)) => {
-                exchange.step = step;
-                match self.enter(link, exchange) {
-                    Some(pass) => Some(pass),
-                    None => return,
-                }
-            }
+            Some((_, link)) => match self.enter(link, exchange) {
+                Some(pass) => Some(pass),
+                None => return,
+            },
         };
         backlog.rest.lock().push_back((exchange.keep(exchange.step), pass));
     }
@@ -65,7 +63,10 @@ impl Core {
         // Known before the next leader waits: it has to look after this batch.
         self.backlogs.lock().push(Arc::clone(&desk.backlog));
         self.backlogged.fetch_add(1, Ordering::SeqCst);
-        let waits = desk.backlog.rest.lock().len();
+        let (waits, step) = {
+            let rest = desk.backlog.rest.lock();
+            (rest.len(), rest.front().map_or(0, |(kept, _)| kept.step))
+        };
         if self.lend(leader, waits) {
             self.work_off(&desk.backlog, Some(leader));
             leader.reclaim();
@@ -74,6 +75,7 @@ impl Core {
         if !leader.promote() {
             leader.abdicate();
         }
+        self.promoted(step);
         self.work_off(&desk.backlog, None);
     }
 
@@ -124,15 +126,53 @@ impl Core {
             }
             // The owner holds this lock only while it renders, never during a call.
             backlog.out.lock().flush();
-            let rest: Vec<_> = backlog.rest.lock().drain(..).collect();
-            if !rest.is_empty() {
-                self.rescues.inc();
-            }
-            for (kept, pass) in rest {
-                self.submit(kept, pass);
-            }
+            let rest = std::mem::take(&mut *backlog.rest.lock());
             // Nothing waits behind it any more.
             self.forget(&backlog);
+            if !rest.is_empty() {
+                self.rescues.inc();
+                let (urgent, others) = rest.into_iter().partition(|(kept, _)| kept.lane == Lane::High);
+                self.submit_batch(Lane::High, urgent);
+                self.submit_batch(Lane::Normal, others);
+            }
+        }
+    }
+
+    /// What waited behind a call goes to another thread as it is, and can be taken away from there in the same way: a thread
+    /// for each message would be woken for nothing but to find it short.
+    fn submit_batch(&self, lane: Lane, rest: VecDeque<(Kept, Option<Pass>)>) {
+        if rest.is_empty() {
+            return;
+        }
+        let Some(core) = self.me.upgrade() else { return };
+        let Some(pool) = self.pool.get().and_then(Weak::upgrade) else { return };
+        let count = rest.len() as i64;
+        self.count.queued.add(count);
+        let backlog = Arc::new(Backlog { rest: Mutex::new(rest), ..Backlog::default() });
+        let inner = Arc::clone(&backlog);
+        let task = Task::once(move || {
+            core.count.queued.add(-count);
+            core.backlogs.lock().push(Arc::clone(&inner));
+            core.backlogged.fetch_add(1, Ordering::SeqCst);
+            core.look_at_backlogs();
+            core.work_off(&inner, None);
+        });
+        if pool.submit_in(lane, task).is_err() {
+            self.count.queued.add(-count);
+            let rest = std::mem::take(&mut *backlog.rest.lock());
+            for (kept, pass) in rest {
+                self.with_kept(kept, |exchange| exchange.refuse());
+                if let Some(pass) = pass {
+                    self.release_quietly(pass);
+                }
+            }
+        }
+    }
+
+    /// After something that has added one while the leader may wait without looking at any.
+    fn look_at_backlogs(&self) {
+        if self.blind.load(Ordering::SeqCst) {
+            self.reactor.wake();
         }
     }
 

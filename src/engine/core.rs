@@ -18,8 +18,8 @@ use super::plugin::{Chain, Link, Pace, Pass, Plugin, Policy};
 use super::{Figures, PluginFigures};
 use crate::ffi::Error;
 use crate::net::{
-    Limiter, Reactor, Ready, RecvBatch, SendBatch, SendFailed, StreamReader, Streams, TcpAcceptor, Transport,
-    UdpListener,
+    Limiter, Reactor, Ready, RecvBatch, SendBatch, SendFailed, StreamReader, Streams, TcpAcceptor, TlsClient,
+    Transport, UdpListener,
 };
 use crate::observe::{Counter, Histogram, Text};
 use crate::sched::{
@@ -50,6 +50,7 @@ pub(super) struct Core {
     pub keys: KeyHasher,
     pub count: Count,
     pub streams: Arc<Streams>,
+    pub tls_client: TlsClient,
     pub acceptors: Mutex<Vec<Arc<TcpAcceptor>>>,
     pub me: Weak<Core>,
     pub reactor: Reactor,
@@ -65,6 +66,8 @@ pub(super) struct Core {
     pub open: AtomicBool,
     /// The leader waits, or is about to, without a look at the connections' limits of time.
     pub timeless: AtomicBool,
+    /// The leader waits, or is about to, without a look at the backlogs.
+    pub blind: AtomicBool,
     pub born: Instant,
     pub limiter: Option<Limiter>,
     /// A plugin call that takes longer may be one that blocks.
@@ -76,12 +79,12 @@ pub(super) struct Sockets {
     pub udp: Vec<Arc<UdpListener>>,
     pub tcp: Vec<Arc<TcpAcceptor>>,
     pub streams: Arc<Streams>,
+    pub tls_client: TlsClient,
 }
 
 /// Why [`Core::send_stream`] has failed.
 pub(super) enum NotSent {
     Unconnected(std::io::Error),
-    NoTls,
     Failed(SendFailed),
 }
 
@@ -117,6 +120,7 @@ impl Core {
                 keys: KeyHasher::default(),
                 count: Count::default(),
                 streams: sockets.streams,
+                tls_client: sockets.tls_client,
                 acceptors: Mutex::new(sockets.tcp),
                 me: me.clone(),
                 reactor,
@@ -129,6 +133,7 @@ impl Core {
                 rescues: Counter::new(),
                 open: AtomicBool::new(true),
                 timeless: AtomicBool::new(false),
+                blind: AtomicBool::new(false),
                 born,
                 limiter,
             }
@@ -177,12 +182,19 @@ impl Core {
         result
     }
 
-    /// Sends over an open connection to `peer`, or over a new one.
-    pub fn send_stream(&self, transport: Transport, peer: SocketAddr, bytes: &[u8]) -> Result<(), NotSent> {
+    /// Sends over an open connection to `peer`, or over a new one; `domain` is whom a certificate has to name.
+    pub fn send_stream(
+        &self,
+        transport: Transport,
+        peer: SocketAddr,
+        domain: Option<&str>,
+        bytes: &[u8],
+    ) -> Result<(), NotSent> {
         let conn = match transport {
-            Transport::Tls => self.streams.find_over(transport, peer, None).ok_or(NotSent::NoTls)?,
-            _ => self.streams.connect(peer, None).map_err(NotSent::Unconnected)?,
+            Transport::Tls => self.streams.connect_tls(&self.tls_client, peer, domain),
+            _ => self.streams.connect(peer, None),
         };
+        let conn = conn.map_err(NotSent::Unconnected)?;
         let sent = conn.send(bytes);
         self.look_at_streams();
         sent.map_err(NotSent::Failed)
@@ -256,6 +268,14 @@ impl Core {
         });
     }
 
+    /// Another thread leads for the sake of a call of the plugin at `step`, or behind it.
+    pub(super) fn promoted(&self, step: usize) {
+        let links = self.chain.links();
+        if let Some(link) = links.get(step).or(links.last()) {
+            link.promotions.inc();
+        }
+    }
+
     /// How much waits: on strands and for threads.
     pub(super) fn level(&self) -> usize {
         let strands: usize = self.chain.links().iter().map(Link::queued).sum();
@@ -322,6 +342,11 @@ impl Core {
                 link.refused.get(),
             );
         }
+        for link in links {
+            let labels = [("plugin", link.plugin.name.as_str())];
+            let help = "Times leadership changed hands for a call of a plugin.";
+            out.counter("partyline_plugin_promotions_total", help, &labels, link.promotions.get());
+        }
         self.overload.observe(self.level());
         self.overload.metrics(out);
         self.dog.metrics(out);
@@ -348,6 +373,7 @@ impl Core {
             wait: quantiles(link.strands.wait_times()),
             run: quantiles(link.strands.run_times()),
             blocks: link.pace.blocks(),
+            promotions: link.promotions.get(),
         })
     }
 
@@ -413,6 +439,7 @@ fn link(plugin: Plugin, config: &Config, dog: &Watchdog, core: &Weak<Core>) -> L
         watched: dog.register(&plugin.name, deadline).expect("a chain has fewer than 65,536 plugins"),
         calls: Counter::new(),
         refused: Counter::new(),
+        promotions: Counter::new(),
         pace: Pace::default(),
         tickets: Mutex::default(),
         reloading: Mutex::default(),

@@ -59,12 +59,18 @@ impl Core {
             if !self.lend(leader, 1) && !leader.promote() {
                 leader.abdicate();
             }
+            let mut step = 0;
             for datagram in desk.recv.datagrams() {
-                self.take_in(me, datagram, listener, &mut desk.send, |exchange| self.walk(exchange, None));
+                self.take_in(me, datagram, listener, &mut desk.send, |exchange| {
+                    self.walk(exchange, None);
+                    step = exchange.step;
+                });
             }
             desk.send.flush();
             self.run_local();
-            leader.reclaim();
+            if !leader.reclaim() {
+                self.promoted(step);
+            }
             return true;
         }
         // Places on strands are taken in order of arrival, so before anybody else can read the next batch.
@@ -225,7 +231,12 @@ impl Source for Core {
     fn lead(&self, leader: &mut Leader<'_>, timeout: Option<Duration>) {
         let Some(me) = self.me.upgrade() else { return };
         let mut desk = self.take_desk();
+        // Said before it is looked whether there are backlogs: who adds one to an engine whose leader waits sees it.
+        self.blind.store(true, Ordering::SeqCst);
         let backlogged = self.backlogged.load(Ordering::SeqCst) > 0;
+        if backlogged {
+            self.blind.store(false, Ordering::Relaxed);
+        }
         // Said before it is looked whether there are connections: who opens the first one later sees it.
         self.timeless.store(true, Ordering::SeqCst);
         let interval = self.streams.expire_interval();
@@ -242,6 +253,7 @@ impl Source for Core {
             tracing::error!(%error, "waiting for events failed");
         }
         self.timeless.store(false, Ordering::Relaxed);
+        self.blind.store(false, Ordering::Relaxed);
         leader.events_came();
         self.overload.observe(self.level());
         if backlogged {

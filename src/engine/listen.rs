@@ -23,7 +23,10 @@ pub struct Watchers {
 impl Engine {
     /// Takes an address of the form "udp:127.0.0.1:5060", "tcp:127.0.0.1:5060" or "tls:127.0.0.1:5061".
     pub fn listen(&self, address: &str) -> Result<SocketAddr, Error> {
-        let (transport, address) = parse_address(address)?;
+        let Address { transport, addr: address, domain } = parse_address(address)?;
+        if domain.is_some() {
+            return Err(Error::new(Code::Config, "a domain stands in an address to send to, not in one to listen on"));
+        }
         self.setup(|setup| match transport {
             Transport::Udp => {
                 let options = UdpOptions {
@@ -67,11 +70,18 @@ impl Engine {
         Ok(server)
     }
 
-    /// Reads the certificate files again.
+    /// Reads the certificate files again: those of its TLS addresses, and those for connections that it opens.
     pub fn reload_certificates(&self) -> Result<(), Error> {
         let server = self.tls.lock().clone();
-        let server = server.ok_or_else(|| Error::new(Code::State, "the engine has no address of TLS"))?;
-        server.reload().map_err(|e| Error::new(Code::Config, e.to_string()))
+        let running = self.running().ok();
+        let client = running.as_ref().map(|running| &running.core.tls_client).filter(|client| client.is_prepared());
+        let again = || server.as_ref().map_or(Ok(()), |server| server.reload());
+        let done = match (client, &server) {
+            (Some(client), _) => client.reload_with(again),
+            (None, Some(_)) => again(),
+            (None, None) => return Err(Error::new(Code::State, "the engine has no certificates: no address of TLS")),
+        };
+        done.map_err(|e| Error::new(Code::Config, e.to_string()))
     }
 
     pub fn watch(&self, watchers: Watchers) -> Result<(), Error> {
@@ -87,8 +97,8 @@ impl Engine {
     /// Sends bytes from the first listener, or over a connection.
     pub fn send(&self, address: &str, bytes: &[u8]) -> Result<(), Error> {
         match parse_address(address)? {
-            (Transport::Udp, peer) => self.send_datagram(peer, bytes),
-            (transport, peer) => self.send_stream(transport, peer, bytes),
+            Address { transport: Transport::Udp, addr, .. } => self.send_datagram(addr, bytes),
+            Address { transport, addr, domain } => self.send_stream(transport, addr, domain, bytes),
         }
     }
 
@@ -118,18 +128,20 @@ impl Engine {
         Ok(())
     }
 
-    fn send_stream(&self, transport: Transport, peer: SocketAddr, bytes: &[u8]) -> Result<(), Error> {
+    fn send_stream(
+        &self,
+        transport: Transport,
+        peer: SocketAddr,
+        domain: Option<&str>,
+        bytes: &[u8],
+    ) -> Result<(), Error> {
         let running = self.running()?;
         let most = running.core.config.streams.outbound;
         if bytes.is_empty() || bytes.len() > most {
             return Err(Error::invalid(format!("{} bytes: 1 to {most} can be sent (tcp.outbound)", bytes.len())));
         }
-        running.core.send_stream(transport, peer, bytes).map_err(|why| match why {
+        running.core.send_stream(transport, peer, domain, bytes).map_err(|why| match why {
             NotSent::Unconnected(e) => Error::new(Code::Io, format!("no connection to {peer}: {e}")),
-            NotSent::NoTls => Error::new(
-                Code::NotFound,
-                format!("no TLS connection with {peer} is open, and this library opens none of its own"),
-            ),
             NotSent::Failed(why) => not_sent(peer, why),
         })
     }
@@ -152,8 +164,15 @@ fn groups_for(groups: &[IpAddr], address: SocketAddr) -> Vec<IpAddr> {
     groups.iter().filter(|group| group.is_ipv4() == address.is_ipv4()).copied().collect()
 }
 
-/// "udp:127.0.0.1:5060", "tcp:[::1]:5060", "tls:127.0.0.1:5061".
-fn parse_address(text: &str) -> Result<(Transport, SocketAddr), Error> {
+struct Address<'a> {
+    transport: Transport,
+    addr: SocketAddr,
+    /// Whom the certificate has to name.
+    domain: Option<&'a str>,
+}
+
+/// "udp:127.0.0.1:5060", "tcp:[::1]:5060", "tls:127.0.0.1:5061", "tls:192.0.2.1:5061;domain=example.org".
+fn parse_address(text: &str) -> Result<Address<'_>, Error> {
     let split = text.split_once(':').and_then(|(name, rest)| {
         let transport = match name {
             "udp" => Transport::Udp,
@@ -161,13 +180,19 @@ fn parse_address(text: &str) -> Result<(Transport, SocketAddr), Error> {
             "tls" => Transport::Tls,
             _ => return None,
         };
-        Some((transport, rest.parse().ok()?))
+        let (addr, domain) = match rest.split_once(";domain=") {
+            Some((addr, domain)) if transport == Transport::Tls && !domain.is_empty() => (addr, Some(domain)),
+            Some(_) => return None,
+            None => (rest, None),
+        };
+        Some(Address { transport, addr: addr.parse().ok()?, domain })
     });
     split.ok_or_else(|| {
         Error::new(
             Code::Config,
             format!(
-                "\"{}\" is not an address such as udp:127.0.0.1:5060, tcp:[::1]:5060 or tls:127.0.0.1:5061",
+                "\"{}\" is not an address such as udp:127.0.0.1:5060, tcp:[::1]:5060, tls:127.0.0.1:5061 or \
+                 tls:192.0.2.1:5061;domain=example.org",
                 text.escape_default()
             ),
         )

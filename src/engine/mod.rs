@@ -10,7 +10,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `config`, `sockets`, `settings` | options by name |
+//! | `config`, `sockets`, `registrar_settings`, `settings` | options by name |
 //! | `plugin` | plugins and their chain |
 //! | `reload` | exchanging a plugin's code |
 //! | `exchange` | a message in hand, kept, or deferred |
@@ -32,6 +32,7 @@ mod exchange;
 mod intake;
 mod listen;
 mod plugin;
+mod registrar_settings;
 mod reload;
 mod settings;
 mod sockets;
@@ -44,7 +45,7 @@ use parking_lot::{Condvar, Mutex};
 
 use self::core::{Core, Sockets};
 use crate::ffi::{Code, Error, fork::Birth};
-use crate::net::{Reactor, StreamEvents, StreamOptions, Streams, TcpAcceptor, TlsServer, UdpListener};
+use crate::net::{Reactor, StreamEvents, StreamOptions, Streams, TcpAcceptor, TlsClient, TlsServer, UdpListener};
 use crate::observe::{Text, log};
 use crate::sched::{
     Cancel, Clockwork, GroupId, Groups, Options as PoolOptions, Patrol, Pool, Source, Task, TimerCall, TimerId, Why,
@@ -127,6 +128,8 @@ pub struct PluginFigures {
     pub run: [Duration; 2],
     /// Its calls are made on threads that do not lead.
     pub blocks: bool,
+    /// How often leadership changed hands for its calls.
+    pub promotions: u64,
 }
 
 /// Counts for programs; see `partyline_stats`.
@@ -388,6 +391,10 @@ impl Running {
         let Setup { config, udp, tcp, watchers, plugins, registrar } = setup;
         let io_error = |what: &str, e: std::io::Error| Error::new(Code::Io, format!("{what}: {e}"));
         start_log(&config)?;
+        let tls_client = TlsClient::new(config.tls_client.clone());
+        if config.tls_client.names_files() {
+            tls_client.prepare().map_err(|e| Error::new(Code::Config, e.to_string()))?;
+        }
         let reactor = Reactor::with_backend(config.backend).map_err(|e| io_error("no event queue", e))?;
         let no_wait = |e| io_error("a listener cannot be waited for", e);
         let events = match registrar.as_ref().filter(|registrar| registrar.options().connection_bound) {
@@ -402,7 +409,7 @@ impl Running {
                 .map_err(no_wait)?;
         let udp: Result<Vec<_>, _> = udp.into_iter().map(|listener| reactor.add_udp(listener)).collect();
         let tcp: Result<Vec<_>, _> = tcp.into_iter().map(|acceptor| reactor.add_tcp(acceptor)).collect();
-        let sockets = Sockets { udp: udp.map_err(no_wait)?, tcp: tcp.map_err(no_wait)?, streams };
+        let sockets = Sockets { udp: udp.map_err(no_wait)?, tcp: tcp.map_err(no_wait)?, streams, tls_client };
         let pool_options = PoolOptions {
             name: "io".into(),
             min: config.threads_min,

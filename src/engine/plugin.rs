@@ -159,6 +159,7 @@ pub(super) struct Link {
     pub watched: Watched,
     pub calls: Counter,
     pub refused: Counter,
+    pub promotions: Counter,
     pub pace: Pace,
     /// What it has deferred, if its code can be exchanged.
     pub tickets: Mutex<Vec<Weak<Ticket>>>,
@@ -188,7 +189,7 @@ pub(super) struct Pass {
 pub(super) struct Pace {
     /// Of the calls, those that took longer than the bound; in 1/65536.
     overran: AtomicU32,
-    /// In nanoseconds.
+    /// Of those that do not, in nanoseconds.
     mean: AtomicU64,
     blocks: AtomicBool,
 }
@@ -200,14 +201,19 @@ impl Pace {
     /// ... until it is below this.
     const SHORT: u32 = Self::ONE / 400;
 
-    pub fn record(&self, took: Duration, overran: bool) {
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        let mean = self.mean.load(Ordering::Relaxed);
-        let next = mean - mean / 16 + took / 16;
-        if next != mean {
-            self.mean.store(next, Ordering::Relaxed);
+    /// `overran`: it took longer than the bound. `counted`: that is known of the call already.
+    pub fn record(&self, took: Duration, overran: bool, counted: bool) {
+        // The mean is of the others: one call of seconds would hide for a hundred more that they are short, and each of
+        // those would cost a promotion.
+        if !overran {
+            let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+            let mean = self.mean.load(Ordering::Relaxed);
+            let next = mean - mean / 16 + took / 16;
+            if next != mean {
+                self.mean.store(next, Ordering::Relaxed);
+            }
         }
-        self.share(overran);
+        self.share(overran && !counted);
     }
 
     pub fn share(&self, overran: bool) {
@@ -269,19 +275,22 @@ mod tests {
         let pace = Pace::default();
         let (short, long) = (Duration::from_micros(5), Duration::from_millis(5));
         for _ in 0..50 {
-            pace.record(short, false);
+            pace.record(short, false, false);
         }
         assert!(pace.mean() <= short && pace.mean() > short / 2);
-        pace.record(long, true);
+        pace.record(long, true, false);
         assert!(!pace.blocks(), "one call says nothing yet");
-        pace.record(long, true);
+        assert!(pace.mean() <= short, "and nothing of how long the others take");
+        pace.record(long, true, true);
+        assert!(!pace.blocks(), "it was counted when it was found");
+        pace.record(long, true, false);
         assert!(pace.blocks());
         for _ in 0..400 {
-            pace.record(short, false);
+            pace.record(short, false, false);
         }
         assert!(!pace.blocks(), "it is forgotten");
         for n in 0..10_000 {
-            pace.record(short, n % 1000 == 0);
+            pace.record(short, n % 1000 == 0, false);
             assert!(!pace.blocks(), "one in a thousand is cheaper taken over");
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::config::{Config, DAY, HOUR};
 use super::settings::{Setting, number, show_time, time};
-use crate::net::Backend;
+use crate::net::{Backend, Verify};
 
 pub const TRANSPORT: &[Setting<Config>] = &[
     Setting {
@@ -139,6 +139,51 @@ pub const TRANSPORT: &[Setting<Config>] = &[
             Ok(())
         },
         show: |c| c.tls.key.display().to_string(),
+    },
+    Setting {
+        name: "tls.client.roots",
+        help: "File in PEM with the roots that certificates of peers have to lead to, where this side opens the connection; empty: the system's (/etc/ssl/certs/ca-certificates.crt or the like).",
+        set: |c, v| {
+            c.tls_client.roots = v.into();
+            Ok(())
+        },
+        show: |c| c.tls_client.roots.display().to_string(),
+    },
+    Setting {
+        name: "tls.client.verify",
+        help: "What of such a peer's certificate has to be right: domain (it leads to a root and names the domain, or the address where none is given), chain (it leads to a root), off (nothing: no help against who stands in between).",
+        set: |c, v| {
+            c.tls_client.verify = match v {
+                "domain" => Verify::Domain,
+                "chain" => Verify::Chain,
+                "off" => Verify::Off,
+                _ => return Err("give domain, chain or off".into()),
+            };
+            Ok(())
+        },
+        show: |c| match c.tls_client.verify {
+            Verify::Domain => "domain".into(),
+            Verify::Chain => "chain".into(),
+            Verify::Off => "off".into(),
+        },
+    },
+    Setting {
+        name: "tls.client.certificate",
+        help: "File in PEM with the certificate that is shown to such a peer if it asks for one, and those that lead to a root; empty: none is shown.",
+        set: |c, v| {
+            c.tls_client.files.certificate = v.into();
+            Ok(())
+        },
+        show: |c| c.tls_client.files.certificate.display().to_string(),
+    },
+    Setting {
+        name: "tls.client.key",
+        help: "File in PEM with its private key, not encrypted.",
+        set: |c, v| {
+            c.tls_client.files.key = v.into();
+            Ok(())
+        },
+        show: |c| c.tls_client.files.key.display().to_string(),
     },
     Setting {
         name: "tls.handshake_limit",

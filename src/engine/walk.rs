@@ -156,13 +156,17 @@ impl Core {
             backlog.link.store(step, Ordering::Relaxed);
             backlog.since.store((began - self.born).as_micros() as u64 + 1, Ordering::Release);
         }
+        let leader = exchange.leader.filter(|leader| leader.is_lent());
         let watch = self.dog.enter(link.watched, began);
         let verdict = link.plugin.handler.call(exchange);
         drop(watch);
+        if leader.is_some_and(|leader| !leader.is_lent()) {
+            link.promotions.inc();
+        }
         // Who came to the rescue has counted it already.
         let rescued = exchange.backlog.is_some_and(|backlog| backlog.since.swap(0, Ordering::AcqRel) == 0);
         let took = began.elapsed();
-        link.pace.record(took, took > self.slow && !rescued);
+        link.pace.record(took, took > self.slow, rescued);
         verdict
     }
 }

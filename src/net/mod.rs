@@ -33,7 +33,8 @@ pub use reply::{ReplyTo, UdpRoute};
 pub use send::{SendBatch, Sent};
 pub use stream::{
     CloseReason, Conn, ConnId, CustomFramer, Ends, Framing, SendFailed, StreamEvents, StreamFigures, StreamMessage,
-    StreamOptions, StreamReader, StreamReady, Streams, Taken, TcpAcceptor, TcpOptions, TlsFiles, TlsServer,
+    StreamOptions, StreamReader, StreamReady, Streams, Taken, TcpAcceptor, TcpOptions, TlsClient, TlsClientOptions,
+    TlsFiles, TlsServer, Verify,
 };
 pub use sys::{Backend, Datagram, Os, Portable};
 pub use udp::{RecvBatch, UdpFigures, UdpListener, UdpOptions};

@@ -40,6 +40,9 @@ pub unsafe fn execute(osip: *mut Osip, kind: c_int) -> c_int {
 }
 
 fn begin(lane: &Lane) -> Option<u64> {
+    if lane.is_empty() {
+        return None;
+    }
     let _public = lane.public();
     let mut state = lane.lock();
     // SAFETY: both mutexes are held.

@@ -23,6 +23,11 @@ struct lock {
     void *owner;
 };
 
+static unsigned long removals(const osip_fifo_t *ff)
+{
+    return __atomic_load_n(partyline_removals_of(&ff->queue), __ATOMIC_RELAXED);
+}
+
 static struct lock *lock_of(osip_fifo_t *ff)
 {
     struct lock *lock = (struct lock *)(void *)ff->qislocked;
@@ -36,7 +41,7 @@ static void remember(osip_fifo_t *ff, __node_t *tail)
         lock->head = ff->queue.node;
         lock->tail = tail;
         lock->count = ff->queue.nb_elt;
-        lock->removals = __atomic_load_n(&partyline_list_removals, __ATOMIC_RELAXED);
+        lock->removals = removals(ff);
     }
 }
 
@@ -45,7 +50,7 @@ static __node_t *last(osip_fifo_t *ff)
     struct lock *lock = lock_of(ff);
     __node_t *node = ff->queue.node;
     if (lock && lock->count == ff->queue.nb_elt && lock->head == node
-        && lock->removals == __atomic_load_n(&partyline_list_removals, __ATOMIC_RELAXED))
+        && lock->removals == removals(ff))
         node = lock->tail;
     while (node && node->next)
         node = (__node_t *)node->next;
@@ -60,7 +65,7 @@ HIDDEN int partyline_fifo_setup(osip_fifo_t *ff, void *owner)
         lock->mark = ~(uintptr_t)lock;
         lock->head = lock->tail = NULL;
         lock->count = 0;
-        lock->removals = __atomic_load_n(&partyline_list_removals, __ATOMIC_RELAXED);
+        lock->removals = removals(ff);
         lock->owner = owner;
     }
     ff->qislocked = (struct osip_mutex *)(void *)lock;

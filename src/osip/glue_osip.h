@@ -53,7 +53,17 @@ void partyline_release(void *block);
 osip_fifo_t *partyline_fifo_new(void *owner);
 void partyline_fifo_drop(osip_fifo_t *ff);
 
-extern unsigned long partyline_list_removals;
+struct partyline_removals {
+    unsigned long count;
+} __attribute__((aligned(64)));
+
+extern struct partyline_removals partyline_list_removals[256];
+
+static inline unsigned long *partyline_removals_of(const osip_list_t *list)
+{
+    return &partyline_list_removals[(uint64_t)(uintptr_t)list * UINT64_C(0x9e3779b97f4a7c15) >> 56].count;
+}
+
 void *partyline_fifo_take(osip_fifo_t *ff);
 int partyline_fifo_count(osip_fifo_t *ff);
 

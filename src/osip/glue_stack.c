@@ -172,7 +172,13 @@ HIDDEN int partyline_glue_next_id(osip_t *osip)
 
 HIDDEN int partyline_glue_list_count(osip_list_t *list)
 {
-    return list->nb_elt;
+    return __atomic_load_n(&list->nb_elt, __ATOMIC_RELAXED);
+}
+
+/* Under the mutex; the count alone is also read without it. */
+static void count_to(osip_list_t *list, int count)
+{
+    __atomic_store_n(&list->nb_elt, count, __ATOMIC_RELAXED);
 }
 
 HIDDEN void *partyline_glue_list_head(osip_list_t *list)
@@ -193,7 +199,7 @@ HIDDEN struct partyline_node *partyline_glue_list_append(osip_list_t *list, stru
         tail->node.next = &node->node;
     else
         list->node = &node->node;
-    list->nb_elt++;
+    count_to(list, list->nb_elt + 1);
     return node;
 }
 
@@ -211,7 +217,7 @@ HIDDEN struct partyline_node *partyline_glue_list_prepend(osip_list_t *list, voi
     if (next)
         next->prev = node;
     list->node = &node->node;
-    list->nb_elt++;
+    count_to(list, list->nb_elt + 1);
     return node;
 }
 
@@ -225,7 +231,7 @@ HIDDEN void partyline_glue_list_unlink(osip_list_t *list, struct partyline_node 
         list->node = node->node.next;
     if (next)
         next->prev = node->prev;
-    list->nb_elt--;
+    count_to(list, list->nb_elt - 1);
     osip_free(node);
 }
 
@@ -251,6 +257,6 @@ HIDDEN void *partyline_glue_list_take(osip_list_t *list, int *count)
 
     *count = list->nb_elt;
     list->node = NULL;
-    list->nb_elt = 0;
+    count_to(list, 0);
     return first;
 }

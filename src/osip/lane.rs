@@ -5,7 +5,7 @@
 
 use core::ffi::{CStr, c_char, c_int};
 use core::ptr::null_mut;
-use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -14,16 +14,19 @@ use super::deadlines::Deadlines;
 use super::glue::{self, Deadline, List, Node, Osip, Transaction};
 use super::heap::{Heap, OUT};
 use super::queue::Queue;
-use super::side::{self, GHOST, IDS, KEYS, LISTED, MEMBER, READY, RUNNING, Side, Table, UNSEEN};
+use super::side::{self, GHOST, GHOSTS, IDS, KEYS, LISTED, MEMBER, READY, RUNNING, Side, Table, UNSEEN};
 use crate::sip::hash::KeyHasher;
 
 /// In [`Side::at`] of the ready heap: the rest is an index into `later`.
 const LATER: u32 = 1 << 31;
+
 pub struct Lane {
     pub osip: AtomicPtr<Osip>,
     pub kind: c_int,
     /// The program has called `osip_list_*` on the public list.
     pub touched: AtomicBool,
+    /// How many are in the list, for who does not hold the mutex.
+    listed: AtomicI32,
     hasher: KeyHasher,
     state: Mutex<State>,
 }
@@ -65,12 +68,22 @@ impl Drop for Public {
     }
 }
 
+/// Where in the order of the list its turn is.
+///
+/// # Safety
+/// The side is live, and the mutex of its lane is held.
+unsafe fn place(side: *mut Side) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { if (*side).is(GHOST) { (*side).turn } else { (*side).seq } }
+}
+
 impl Lane {
     pub fn new(osip: *mut Osip, kind: c_int) -> Lane {
         Lane {
             osip: AtomicPtr::new(osip),
             kind,
             touched: AtomicBool::new(false),
+            listed: AtomicI32::new(0),
             hasher: KeyHasher::new(),
             state: Mutex::new(State {
                 ready: Heap::new(),
@@ -96,6 +109,21 @@ impl Lane {
 
     pub fn osip(&self) -> *mut Osip {
         self.osip.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing is listed, by our count and by the public one: then there is nothing to execute, no deadline and
+    /// nothing to look at, and a program that has no client transactions does not pay eight locks in each turn for them.
+    /// What another thread adds meanwhile might as well have come after the call.
+    pub fn is_empty(&self) -> bool {
+        // SAFETY: the osip_t of a lane in use is live; the count is read atomically.
+        self.listed.load(Ordering::Acquire) == 0
+            && !self.touched.load(Ordering::Acquire)
+            && unsafe { glue::partyline_glue_list_count(self.list()) } == 0
+    }
+
+    fn count_to(&self, state: &mut State, count: c_int) {
+        state.count = count;
+        self.listed.store(count, Ordering::Release);
     }
 
     pub fn public(&self) -> Public {
@@ -185,7 +213,8 @@ impl Lane {
         // SAFETY: the public mutex is held; nodes of the chain were made by osip2 or by us, with osip2's allocator.
         unsafe {
             let mut node = glue::partyline_glue_list_take(list, &mut left);
-            (state.head, state.tail, state.count) = (null_mut(), null_mut(), 0);
+            (state.head, state.tail) = (null_mut(), null_mut());
+            self.count_to(state, 0);
             let mut elements = Vec::new();
             while !node.is_null() && left > 0 {
                 let next = glue::partyline_glue_node_next(node);
@@ -212,8 +241,7 @@ impl Lane {
                     (*side).node = null_mut();
                     self.leave(state, side);
                 } else if (*side).at[READY] != OUT && (*side).at[READY] & LATER == 0 {
-                    let seq = (*side).seq;
-                    state.ready.set(side, seq);
+                    state.ready.set(side, place(side));
                 }
             }
         }
@@ -233,7 +261,8 @@ impl Lane {
                 if state.head.is_null() {
                     state.head = node;
                 }
-                state.count += 1;
+                let count = state.count + 1;
+                self.count_to(state, count);
             }
         }
     }
@@ -248,8 +277,10 @@ impl Lane {
             (*side).tr = tr;
             (*side).id = glue::partyline_glue_id(tr);
             (*side).hash = [self.key_of(tr), self.id_hash((*side).id)];
-            (*side).flags = ((*side).flags & RUNNING) | LISTED;
-            (*side).lane.store(core::ptr::from_ref(self).cast_mut(), Ordering::Release);
+            let own = core::ptr::from_ref(self).cast_mut();
+            let kept = if (*side).lane.load(Ordering::Relaxed) == own { RUNNING | GHOST } else { RUNNING };
+            (*side).flags = ((*side).flags & kept) | LISTED;
+            (*side).lane.store(own, Ordering::Release);
             self.append(state, side);
             state.keys.insert(side);
             state.ids.insert(side);
@@ -296,7 +327,8 @@ impl Lane {
                 }
                 glue::partyline_glue_list_unlink(list, node);
                 state.head = glue::partyline_glue_list_head(list);
-                state.count -= 1;
+                let count = state.count - 1;
+                self.count_to(&mut state, count);
                 (*side).node = null_mut();
             }
             self.leave(&mut state, side);
@@ -313,8 +345,12 @@ impl Lane {
             state.due.remove(side);
             state.members.remove(side);
             (*side).flags &= !LISTED;
-            if state.calls == 1 && !(*side).is(RUNNING) {
+            if (*side).is(GHOST) {
+                // Put back and taken out again: its turn is still the first one.
+            } else if state.calls == 1 && !(*side).is(RUNNING) {
                 (*side).flags |= GHOST;
+                (*side).turn = (*side).seq;
+                (*side).at[GHOSTS] = state.ghosts.len() as u32;
                 state.ghosts.push(side);
             } else {
                 self.calm(state, side);
@@ -333,8 +369,7 @@ impl Lane {
         // SAFETY: the caller's promise.
         unsafe {
             if (*side).at[READY] == OUT && !(*side).is(RUNNING) && (*side).is(LISTED | GHOST) {
-                let seq = (*side).seq;
-                state.ready.set(side, seq);
+                state.ready.set(side, place(side));
             }
         }
     }
@@ -397,10 +432,15 @@ impl Lane {
     unsafe fn exorcise(&self, state: &mut State, side: *mut Side) {
         // SAFETY: the caller's promise.
         unsafe {
-            if (*side).is(GHOST) {
+            if (*side).is(GHOST) && (*side).lane.load(Ordering::Relaxed) == core::ptr::from_ref(self).cast_mut() {
                 (*side).flags &= !GHOST;
+                (*side).at[GHOSTS] = OUT;
                 self.calm(state, side);
-                if !(*side).is(RUNNING | LISTED) {
+                if (*side).is(LISTED) {
+                    if glue::partyline_glue_pending((*side).tr) > 0 {
+                        self.wake(state, side);
+                    }
+                } else if !(*side).is(RUNNING) {
                     (*side).lane.store(null_mut(), Ordering::Release);
                 }
             }
@@ -415,7 +455,13 @@ impl Lane {
         // SAFETY: the caller's promise.
         unsafe {
             if (*side).is(GHOST) {
-                state.ghosts.retain(|ghost| *ghost != side);
+                let at = (*side).at[GHOSTS] as usize;
+                if state.ghosts.get(at) == Some(&side) {
+                    state.ghosts.swap_remove(at);
+                    if let Some(moved) = state.ghosts.get(at) {
+                        (**moved).at[GHOSTS] = at as u32;
+                    }
+                }
                 self.exorcise(state, side);
             }
             self.calm(state, side);
@@ -470,6 +516,7 @@ impl Lane {
                 (*side).lane.store(null_mut(), Ordering::Release);
             }
         }
-        (state.head, state.tail, state.count) = (null_mut(), null_mut(), 0);
+        (state.head, state.tail) = (null_mut(), null_mut());
+        self.count_to(&mut state, 0);
     }
 }

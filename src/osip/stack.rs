@@ -3,7 +3,7 @@
 
 use core::ffi::c_int;
 use core::fmt::Write;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use parking_lot::RwLock;
 
@@ -28,6 +28,9 @@ static HIGH: AtomicUsize = AtomicUsize::new(0);
 
 static KNOWN: RwLock<Known> = RwLock::new(Known { stacks: Vec::new(), idle: Vec::new() });
 
+/// The one that was asked for last: a program has one `osip_t` nearly always, and asks a dozen times in each turn.
+static LAST: AtomicPtr<Stack> = AtomicPtr::new(core::ptr::null_mut());
+
 fn known(osip: *mut Osip) -> Option<&'static Stack> {
     let known = KNOWN.read();
     known.stacks.iter().find(|(at, _)| *at == osip as usize).map(|(_, stack)| *stack)
@@ -35,6 +38,19 @@ fn known(osip: *mut Osip) -> Option<&'static Stack> {
 
 /// The lanes of an `osip_t`.
 pub fn of(osip: *mut Osip) -> &'static Stack {
+    // SAFETY: NULL, or a stack, which is never given back; one whose osip_t has been released names none.
+    if let Some(last) = unsafe { LAST.load(Ordering::Acquire).as_ref() } {
+        if last.resends.osip.load(Ordering::Acquire) == osip && !osip.is_null() {
+            return last;
+        }
+    }
+    let stack = find_or_make(osip);
+    LAST.store(core::ptr::from_ref(stack).cast_mut(), Ordering::Release);
+    stack
+}
+
+#[cold]
+fn find_or_make(osip: *mut Osip) -> &'static Stack {
     if let Some(stack) = known(osip) {
         return stack;
     }
@@ -47,7 +63,8 @@ pub fn of(osip: *mut Osip) -> &'static Stack {
             for lane in &stack.lanes {
                 lane.osip.store(osip, Ordering::Relaxed);
             }
-            stack.resends.osip.store(osip, Ordering::Relaxed);
+            // Last: it is what `of` looks at.
+            stack.resends.osip.store(osip, Ordering::Release);
             stack
         }
         None => Box::leak(Box::new(Stack {
@@ -111,6 +128,7 @@ pub unsafe fn release(osip: *mut Osip) {
             lane.close();
         }
         stack.resends.close();
+        stack.resends.osip.store(core::ptr::null_mut(), Ordering::Release);
         KNOWN.write().idle.push(stack);
     }
     // SAFETY: the caller's promise.
@@ -140,7 +158,7 @@ pub unsafe fn remove(osip: *mut Osip, tr: *mut Transaction, kind: c_int) -> c_in
 /// # Safety
 /// As `osip_remove_transaction`.
 pub unsafe fn remove_any(osip: *mut Osip, tr: *mut Transaction) -> c_int {
-    if tr.is_null() {
+    if tr.is_null() || side::is_gone(tr) {
         return glue::bad_parameter();
     }
     // SAFETY: the caller's promise.

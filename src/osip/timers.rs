@@ -18,6 +18,9 @@ thread_local! {
 /// As `osip_timers_ict_execute` and its siblings.
 pub unsafe fn execute(osip: *mut Osip, kind: c_int) {
     let lane = &stack::of(osip).lanes[kind as usize];
+    if lane.is_empty() {
+        return;
+    }
     let public = lane.public();
     let mut due = DUE.with(|due| core::mem::take(&mut *due.borrow_mut()));
     due.clear();
@@ -64,7 +67,7 @@ pub unsafe fn gettimeout(osip: *mut Osip, out: *mut libc::timeval) {
     // SAFETY: the caller's promise.
     unsafe {
         let zero = libc::timeval { tv_sec: 0, tv_usec: 0 };
-        for lane in &stack.lanes {
+        for lane in stack.lanes.iter().filter(|lane| !lane.is_empty()) {
             let _public = lane.public();
             let mut state = lane.lock();
             lane.sync(&mut state);

@@ -68,7 +68,7 @@ pub unsafe fn create(osip: *mut Osip, event: *mut Event) -> *mut Transaction {
 /// # Safety
 /// As `osip_transaction_add_event`.
 pub unsafe fn add_event(tr: *mut Transaction, event: *mut Event) -> c_int {
-    if tr.is_null() || event.is_null() {
+    if tr.is_null() || event.is_null() || side::is_gone(tr) {
         return glue::bad_parameter();
     }
     // SAFETY: the caller's promise.
@@ -87,7 +87,7 @@ pub unsafe fn add_event(tr: *mut Transaction, event: *mut Event) -> c_int {
 /// # Safety
 /// As `osip_transaction_free`.
 pub unsafe fn free(tr: *mut Transaction) -> c_int {
-    if tr.is_null() {
+    if tr.is_null() || side::is_gone(tr) {
         return glue::bad_parameter();
     }
     // SAFETY: the caller's promise.
@@ -100,7 +100,7 @@ pub unsafe fn free(tr: *mut Transaction) -> c_int {
 /// # Safety
 /// As `osip_transaction_free2`.
 pub unsafe fn free2(tr: *mut Transaction) -> c_int {
-    if tr.is_null() {
+    if tr.is_null() || side::is_gone(tr) {
         return glue::bad_parameter();
     }
     // SAFETY: the caller's promise.

@@ -4,14 +4,14 @@
 //! ```text
 //!   shards: hash of source -> Mutex<{ source -> [address-of-record] }>      source: "sip:192.0.2.1:40000;transport=tcp"
 //! ```
-//! Promise: what was registered over a connection before it closed is removed when it closes, as an expiry is; a binding
-//! that was refreshed from elsewhere meanwhile stays. Costs nothing for those that do not come over connections.
+//! Promise: what was registered over a connection before it closed is removed when it closes, for other servers on the same
+//! table too; a binding that was refreshed from elsewhere meanwhile stays. Costs nothing for those that do not come over connections.
 
 use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
-use super::cache::{Binding, Policy};
+use super::cache::{Binding, Policy, Removal};
 use super::{Registrar, Shared};
 use crate::sip::KeyHasher;
 use crate::sip::uri::Uri;
@@ -83,11 +83,16 @@ impl<W> Shared<W> {
         let spot = self.cache.spot(aor);
         let mut shard = self.cache.lock(spot.shard);
         let Some(slot) = shard.find(spot.tag, aor) else { return 0 };
+        // As the request that made the binding: not what has replaced it elsewhere is removed. A second back, so that a client
+        // that comes back to another server in this very second is the newer.
+        let now = (self.clock)().saturating_sub(1);
         let mut gone = 0;
         for index in (0..shard.bindings(slot).len()).rev() {
             let binding = &shard.bindings(slot)[index];
             if binding.alive(0) && came_from(binding, source) {
-                shard.remove(slot, index, policy, &mut |_| ());
+                let call_id = binding.call_id().to_vec();
+                let by = Removal { call_id: &call_id, cseq: binding.cseq, now: now.max(binding.modified) };
+                shard.bury(slot, index, by, policy, &mut |_| ());
                 gone += 1;
             }
         }

@@ -13,6 +13,8 @@ pub use target::{Column, LOCATION, SUBSCRIBER, Table};
 
 use std::fmt;
 
+pub use super::store::Schema;
+
 /// Where rows come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -39,6 +41,10 @@ pub struct Options {
     pub source: Source,
     /// `mysql://...` or `sqlite:PATH`; the tables stand there already, or are made.
     pub target: String,
+    /// Whose tables the target has: Kamailio's are used as they stand.
+    pub schema: Schema,
+    /// The time zone that Kamailio's DATETIME is in.
+    pub time_zone: String,
     pub table: Table,
     /// `column=name` in the source, where they differ.
     pub map: Vec<(String, String)>,

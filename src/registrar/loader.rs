@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::Shared;
-use super::store::{Aor, Change, Kind, Reader, Row, Session, StoreError, encode};
+use super::store::{Aor, Change, Key, Kind, Reader, Row, Session, StoreError, encode};
+use super::{Shared, request};
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,6 +50,17 @@ impl Gate {
         *self.result.lock() = Some(outcome);
         self.open.notify_all();
     }
+}
+
+/// How much of an address-of-record the rows are that are taken in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// All, and it was asked for.
+    Whole,
+    /// All.
+    Streamed,
+    /// More may follow: until the table is in, who asks has it read by itself.
+    Some,
 }
 
 struct Load<W> {
@@ -204,7 +215,7 @@ impl<W: Send + 'static> Shared<W> {
     fn load(&self, session: &mut Option<Box<dyn Session>>, keys: &[(What, Box<[u8]>)]) -> Result<(), StoreError> {
         let session = match session {
             Some(session) => session,
-            None => session.insert(self.connect()?),
+            None => session.insert(self.connect_to_read()?),
         };
         // What each question found so far: packed rows.
         let mut found: HashMap<&[u8], Vec<u8>> = HashMap::with_capacity(keys.len());
@@ -243,42 +254,69 @@ impl<W: Send + 'static> Shared<W> {
             }
         }
         for (aor, rows) in &found {
-            self.fill(aor, rows, false);
+            self.fill(aor, rows, Part::Whole);
         }
         Ok(())
     }
 
     /// Takes the rows of one address-of-record into the cache, unless it knows better.
-    fn fill(&self, aor: &[u8], rows: &[u8], preload: bool) {
+    fn fill(&self, aor: &[u8], rows: &[u8], part: Part) {
         let spot = self.cache.spot(aor);
         let now = (self.clock)();
         let mut shard = self.cache.lock(spot.shard);
         // Once the cache is complete, a record that is missing has been removed since the SELECT.
-        if shard.find(spot.tag, aor).is_some() || self.cache.complete() {
+        let found = shard.find(spot.tag, aor);
+        if found.is_some_and(|slot| !shard.is_partial(slot)) || self.cache.complete() {
             return;
         }
         let partition = self.partition_of(spot.shard);
-        let slot = shard.create(spot.tag, aor, partition.map_or(0, |p| p.nothing_handed()));
+        let nothing = || partition.map_or(0, |p| p.nothing_handed());
+        let slot = found.unwrap_or_else(|| shard.create(spot.tag, aor, nothing()));
         let mut reader = Reader::new(rows);
         while let Some((change, _)) = reader.next_change() {
             if let Change::Upsert(row) = change {
-                shard.take_in(slot, &row, now);
                 self.counters.rows.inc();
+                if !self.can_be_told(&row) {
+                    continue;
+                }
+                if found.is_some() {
+                    shard.merge(slot, &row, now);
+                } else {
+                    shard.take_in(slot, &row, now);
+                }
             }
         }
-        if !preload {
+        shard.set_partial(slot, part == Part::Some);
+        if part == Part::Whole {
             self.settle(&mut shard, slot, spot.shard);
         }
+    }
+
+    /// Whether a row may stand in an answer; the first that may not is named in the log.
+    pub(super) fn can_be_told(&self, row: &Row<'_>) -> bool {
+        let good = request::can_be_told(row);
+        if !good {
+            if self.counters.bad_rows.get() == 0 {
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                let Key { aor, contact, .. } = row.key;
+                tracing::warn!(place = %self.place(), username = ?text(aor.user), domain = ?text(aor.domain),
+                    contact = ?text(contact), "a row is left out, for it has text that is no UTF-8 or has control characters; \
+                    others like it are counted only (partyline_registrar_store_bad_rows_total)");
+            }
+            self.counters.bad_rows.inc();
+        }
+        good
     }
 
     /// The thread that streams the table in at start. Tries again until it has all of it or the registrar is closed.
     pub(super) fn run_preload(&self, mut session: Option<Box<dyn Session>>) {
         let mut pause = FIRST_PAUSE;
+        let mut away = false;
         let started = Instant::now();
         while !self.closing() {
             let outcome = match session.take() {
                 Some(session) => Ok(session),
-                None => self.connect(),
+                None => self.connect_to_read(),
             };
             match outcome.and_then(|mut session| self.preload(&mut *session)) {
                 Ok(rows) => {
@@ -290,9 +328,10 @@ impl<W: Send + 'static> Shared<W> {
                     );
                     return;
                 }
-                Err(e) => {
+                Err(e) if !std::mem::replace(&mut away, true) => {
                     tracing::warn!(place = %self.place(), "the location table could not be read, trying again: {e}")
                 }
+                Err(_) => {}
             }
             if self.pause(pause) {
                 return;
@@ -302,13 +341,14 @@ impl<W: Send + 'static> Shared<W> {
     }
 
     fn preload(&self, session: &mut dyn Session) -> Result<u64, StoreError> {
-        // The rows of one address-of-record follow each other; they are taken in together.
+        // Rows of one address-of-record that follow each other are taken in together.
+        let part = if session.loads_in_order() { Part::Streamed } else { Part::Some };
         let (mut aor, mut next, mut rows) = (Vec::new(), Vec::new(), Vec::new());
         let count = session.load_all(&mut |row: &Row<'_>| {
             row.key.aor.join(&mut next);
             if next != aor {
                 if !aor.is_empty() {
-                    self.fill(&aor, &rows, true);
+                    self.fill(&aor, &rows, part);
                 }
                 std::mem::swap(&mut aor, &mut next);
                 rows.clear();
@@ -316,7 +356,7 @@ impl<W: Send + 'static> Shared<W> {
             encode(&mut rows, &Change::Upsert(*row));
         })?;
         if !aor.is_empty() {
-            self.fill(&aor, &rows, true);
+            self.fill(&aor, &rows, part);
         }
         self.counters.selects.inc();
         Ok(count)

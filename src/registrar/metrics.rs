@@ -15,6 +15,8 @@ pub struct Counters {
     pub selects: Counter,
     /// Rows read into the cache.
     pub rows: Counter,
+    /// Rows that were left out, for their text cannot be told.
+    pub bad_rows: Counter,
     /// Rows written, the last state of each binding in a batch.
     pub upserts: Counter,
     pub deletes: Counter,
@@ -51,6 +53,7 @@ impl<W: Send + 'static> Registrar<W> {
             ("expired_total", "Bindings that expired.", &c.expired),
             ("store_selects_total", "SELECTs sent.", &c.selects),
             ("store_rows_total", "Rows read into the cache.", &c.rows),
+            ("store_bad_rows_total", "Rows left out for their text.", &c.bad_rows),
             ("store_upserts_total", "Rows written.", &c.upserts),
             ("store_deletes_total", "Rows deleted.", &c.deletes),
             ("store_commits_total", "Transactions committed.", &c.commits),

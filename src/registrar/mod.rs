@@ -19,11 +19,14 @@
 #![deny(unsafe_code)]
 
 mod auth;
+mod authorize;
 mod cache;
 mod flows;
 pub mod import;
 mod loader;
+mod lookup;
 mod metrics;
+mod open;
 mod options;
 mod partition;
 mod peers;
@@ -37,24 +40,23 @@ mod timer;
 mod users;
 mod writer;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::sip::{AorKey, HeaderName, Message};
-use auth::{Authenticator, Verdict};
+use crate::sip::{AorKey, HeaderName};
+use auth::Authenticator;
 use cache::{Cache, Policy, Removal, Shard};
 use flows::Flows;
-use loader::{Gate, Loader, Waiter, What};
+use loader::{Loader, Waiter, What};
 use partition::Partition;
 use rules::Step;
 use spool::Spool;
-use store::{Kind, Session, Store, StoreError, Widths};
-use users::{Known, Users};
-use writer::Writer;
+use store::{Kind, Misfit, Store, StoreError, Widths};
+use users::Users;
 
 pub(crate) use cache::Spot;
 pub use cache::{BindingView, State};
@@ -123,8 +125,16 @@ pub(crate) struct Shared<W> {
     store: Option<Arc<dyn Store>>,
     partitions: Box<[Partition<W>]>,
     spool: Option<Spool>,
-    /// Where the table takes less than ours.
-    widths: Option<Widths>,
+    /// Where the table takes less than ours; known when the database was reached.
+    widths: OnceLock<Widths>,
+    /// The database was not reached yet.
+    unreached: AtomicBool,
+    /// Held by who tries to; whether it was said what is wrong.
+    reaching: Mutex<bool>,
+    /// The spool holds what an earlier run left: the database's rows are old until it is replayed.
+    owes: AtomicBool,
+    /// Held by the writer that does that.
+    replaying: Mutex<()>,
     loader: Loader<W>,
     sink: Box<dyn Sink<W>>,
     counters: Counters,
@@ -174,15 +184,18 @@ impl<W> Shared<W> {
         }
     }
 
-    fn connect(&self) -> Result<Box<dyn Session>, StoreError> {
-        match &self.store {
-            Some(store) => store.connect(),
-            None => Err(StoreError::new(Kind::Config, "there is no database")),
-        }
-    }
-
     fn place(&self) -> String {
         self.store.as_ref().map_or_else(String::new, |store| store.place())
+    }
+
+    fn unreached(&self) -> bool {
+        self.unreached.load(Ordering::Acquire)
+    }
+
+    /// Whether bindings may be added to what the cache does not know: while the database was not reached yet, where a
+    /// request needs nothing else to be answered.
+    fn adds_unseen(&self) -> bool {
+        self.unreached() && (self.options.mode == Mode::WriteBack || self.spool.is_some())
     }
 
     fn closing(&self) -> bool {
@@ -223,105 +236,16 @@ struct Threads {
 }
 
 impl<W: Send + 'static> Registrar<W> {
-    /// Checks the options, connects, checks or creates the tables and starts the threads. Blocks. Every failure is one
-    /// sentence.
-    pub fn open(options: Options, sink: impl Sink<W>) -> Result<Registrar<W>, StoreError> {
-        Self::open_at(options, sink, system_clock)
-    }
-
-    /// With another clock than the system's: seconds since the epoch, asked by the registrar's own threads.
-    pub fn open_at(options: Options, sink: impl Sink<W>, clock: fn() -> u32) -> Result<Registrar<W>, StoreError> {
-        options.check()?;
-        let store = match options.url.as_str() {
-            "" => None,
-            url => {
-                let mut how = options.store.clone();
-                how.durable &= options.mode == Mode::WriteThrough;
-                Some(store::open(url, &how)?)
-            }
-        };
-        let writes = options.mode != Mode::Memory;
-        let mut sessions = Vec::new();
-        let mut widths = None;
-        if let Some(store) = &store {
-            store.prepare()?;
-            widths = Some(store.widths()?).filter(|widths| *widths != Widths::default());
-            let writers = if options.writers == 0 { store.writers() } else { options.writers };
-            for _ in 0..if writes { writers } else { 0 } {
-                sessions.push(store.connect()?);
-            }
-        }
-        let spool = match &store {
-            Some(store) if !options.spool.is_empty() && writes => {
-                Some(Spool::open(&options.spool, &store.place(), options.spool_limit)?)
-            }
-            _ => None,
-        };
-        let shared = Arc::new(Shared {
-            cache: Cache::new(options.shards, !writes, options.store.shared),
-            users: Users::new(options.user_cache, options.user_ttl, options.no_user_ttl),
-            flows: Flows::default(),
-            authenticator: Authenticator::new(&options),
-            partitions: sessions.iter().map(|_| Partition::new()).collect(),
-            loader: Loader::new(),
-            sink: Box::new(sink),
-            counters: Counters::default(),
-            closing: AtomicBool::new(false),
-            stop: Mutex::new(()),
-            stopped: Condvar::new(),
-            store,
-            spool,
-            widths,
-            clock,
-            options,
-        });
-        if let Some(spool) = &shared.spool {
-            // Before anybody reads a row: what an earlier run owes comes first.
-            let left = spool.held();
-            let session = sessions.pop();
-            sessions.extend(Writer::new(&shared, 0, session).replay_all(spool)?);
-            if left > 0 {
-                tracing::info!(changes = left, "the spool of an earlier run is replayed");
-            }
-        }
-        let mut threads = Threads::default();
-        for (me, session) in sessions.into_iter().enumerate() {
-            let shared = shared.clone();
-            threads.writers.push(spawn("writer", move || Writer::new(&shared, me, Some(session)).run())?);
-        }
-        let over = Arc::new(AtomicBool::new(false));
-        if shared.policy() == Policy::Now && shared.spool.is_some() {
-            let (shared, over) = (shared.clone(), over.clone());
-            let run = move || shared.spool.iter().for_each(|spool| shared.run_spooler(spool, &over));
-            threads.others.push(spawn("spooler", run)?);
-        }
-        let registrar = Registrar { shared, threads: Mutex::new(threads), over };
-        let start = |name, run: fn(&Shared<W>)| -> Result<(), StoreError> {
-            let shared = registrar.shared.clone();
-            registrar.threads.lock().others.push(spawn(name, move || run(&shared))?);
-            Ok(())
-        };
-        start("timer", |shared| shared.run_timer())?;
-        if registrar.shared.store.is_some() {
-            start("loader", |shared| shared.run_loader(None))?;
-        }
-        if writes && registrar.shared.options.preload {
-            start("preload", |shared| shared.run_preload(None))?;
-        }
-        if writes && registrar.shared.options.store.shared {
-            start("peers", |shared| shared.run_peers())?;
-        }
-        Ok(registrar)
-    }
-
     /// Decides a REGISTER and writes its answer. `now`: seconds since the epoch. Never blocks on a database.
     pub fn register<'a>(&self, request: &RegisterRequest<'a>, now: u32, reply: &mut impl ReplyWriter) -> Outcome<'a> {
         let shared = &*self.shared;
         if let Err(rejection) = rules::check(request, &shared.options) {
             return self.reject(rejection, reply);
         }
-        if let Some(column) = shared.widths.as_ref().and_then(|widths| request.too_long_for(widths)) {
-            return self.reject(Rejection::TooLong(column), reply);
+        match shared.widths.get().and_then(|widths| request.misfit(widths)) {
+            None => {}
+            Some(Misfit::TooLong(column)) => return self.reject(Rejection::TooLong(column), reply),
+            Some(Misfit::Charset(column)) => return self.reject(Rejection::OtherCharset(column), reply),
         }
         let unpathed = RegisterRequest { path: b"", ..*request };
         let request = if shared.options.path == PathMode::Off { &unpathed } else { request };
@@ -332,7 +256,8 @@ impl<W: Send + 'static> Registrar<W> {
         let mut guard = shared.cache.lock(spot.shard);
         let shard = &mut *guard;
         let found = shard.find(spot.tag, request.aor);
-        if found.is_none() && !shared.cache.complete() {
+        let partial = !shared.cache.complete() && found.is_none_or(|slot| shard.is_partial(slot));
+        if partial && !(shared.adds_unseen() && request.only_adds()) {
             shared.counters.misses.inc();
             return Outcome::Miss(LoadTicket { what: What::Bindings, key: request.aor });
         }
@@ -376,6 +301,9 @@ impl<W: Send + 'static> Registrar<W> {
                 shard.set_handed(slot, number as u32);
             }
         }
+        if let Some(slot) = slot.filter(|_| partial) {
+            shard.set_partial(slot, true);
+        }
         reply.start(200, "OK");
         let (options, supported) = (&shared.options, request.supported);
         if supported.gruu && options.gruu {
@@ -405,68 +333,6 @@ impl<W: Send + 'static> Registrar<W> {
         }
         shared.counters.answered.inc();
         ticket.map_or(Outcome::Answered(200), Outcome::Durable)
-    }
-
-    /// Decides whether the sender of a REGISTER may change this address-of-record ([`Registration::aor`]), by the option
-    /// `auth`. `now`: seconds since the epoch. Never blocks on a database.
-    pub fn authorize<'a>(
-        &self,
-        message: &Message<'_>,
-        aor: &'a [u8],
-        now: u32,
-        reply: &mut impl ReplyWriter,
-    ) -> Auth<'a> {
-        let shared = &*self.shared;
-        // RFC 3261 section 10.3 step 2 comes before step 3.
-        let understood = shared.options.understood();
-        if message.has(HeaderName::Require) && request::unsupported(message, understood).next().is_some() {
-            let rejection = Rejection::BadExtension { understood };
-            reply::refuse(&rejection, reply);
-            shared.counters.rejected.inc();
-            return Auth::Rejected(rejection);
-        }
-        let miss = Auth::Miss(LoadTicket { what: What::User, key: aor });
-        let Some(authenticator) = &shared.authenticator else {
-            if shared.options.auth == AuthMode::None {
-                return Auth::Ok;
-            }
-            return match shared.users.get(aor, Instant::now(), |_| ()) {
-                Known::Nothing => miss,
-                Known::Present(()) => Auth::Ok,
-                Known::Absent => {
-                    reply::refuse(&Rejection::UnknownUser, reply);
-                    shared.counters.rejected.inc();
-                    Auth::Rejected(Rejection::UnknownUser)
-                }
-            };
-        };
-        match authenticator.check(message, aor, now, &shared.users, &shared.options, reply) {
-            Verdict::Ok => Auth::Ok,
-            Verdict::Again => Auth::Again,
-            Verdict::Miss => miss,
-            Verdict::Challenged => {
-                shared.counters.challenged.inc();
-                Auth::Challenge
-            }
-            Verdict::Rejected(rejection) => {
-                shared.counters.rejected.inc();
-                Auth::Rejected(rejection)
-            }
-        }
-    }
-
-    /// The key of the user whose credentials a REGISTER for `to` has to bring: To's, or where third parties may register
-    /// From's.
-    pub fn authorizes(&self, message: &Message<'_>, to: &AorKey) -> Result<AorKey, Rejection> {
-        if !self.shared.options.third_party {
-            return Ok(*to);
-        }
-        request::from_key(message, self.shared.options.use_domain).map_err(Rejection::BadRequest)
-    }
-
-    /// Forgets what is cached about a user, whose row has changed.
-    pub fn forget_user(&self, aor: &[u8]) {
-        self.shared.users.forget(aor);
     }
 
     fn reject<'a>(&self, rejection: Rejection, reply: &mut impl ReplyWriter) -> Outcome<'a> {
@@ -527,61 +393,6 @@ impl<W: Send + 'static> Registrar<W> {
             Err(Waiter::Engine(waiter)) => Err(waiter),
             _ => Ok(()),
         }
-    }
-
-    /// Calls `each` with the bindings of an address-of-record ([`crate::sip::AorKey`]'s bytes), highest q first, and
-    /// returns their number. Under the lock of a shard: `each` must not call the registrar. When the cache does not know
-    /// the address-of-record the calling thread blocks until it is read, at most `commit_timeout`.
-    pub fn lookup(&self, aor: &[u8], now: u32, mut each: impl FnMut(&BindingView<'_>)) -> Result<usize, StoreError> {
-        loop {
-            if let Some(count) = self.try_lookup(aor, now, &mut each) {
-                return Ok(count);
-            }
-            self.wait_for(LoadTicket { what: What::Bindings, key: aor })?;
-        }
-    }
-
-    /// Reads what a request misses while the calling thread waits, at most `commit_timeout`. For callers that have a thread
-    /// of their own; all others [`Registrar::load`].
-    pub fn wait_for(&self, ticket: LoadTicket<'_>) -> Result<(), StoreError> {
-        let shared = &*self.shared;
-        let gate = Arc::new(Gate::default());
-        let deadline = Instant::now() + shared.options.commit_timeout;
-        let waiter = Waiter::Thread(gate.clone());
-        if shared.loader.ask(ticket.what, ticket.key, waiter, deadline, shared.options.load_queue).is_err() {
-            return Err(StoreError::new(Kind::Timeout, "too many requests wait for the database"));
-        }
-        gate.wait()
-    }
-
-    /// As [`Registrar::lookup`] without waiting: `None` when the cache does not know the address-of-record;
-    /// [`Registrar::miss`] gives the ticket for [`Registrar::load`].
-    pub fn try_lookup(&self, aor: &[u8], now: u32, mut each: impl FnMut(&BindingView<'_>)) -> Option<usize> {
-        let shared = &*self.shared;
-        let spot = shared.cache.spot(aor);
-        let shard = shared.cache.lock(spot.shard);
-        let Some(slot) = shard.find(spot.tag, aor) else {
-            let complete = shared.cache.complete();
-            if complete {
-                shared.counters.hits.inc()
-            } else {
-                shared.counters.misses.inc()
-            }
-            return complete.then_some(0);
-        };
-        shared.counters.hits.inc();
-        let bindings = shard.bindings(slot);
-        let (mut few, mut many) = ([0; 64], Vec::new());
-        let order = rules::in_order(bindings, now, &mut few, &mut many);
-        for index in order {
-            each(&shard.view(&bindings[usize::from(*index)]));
-        }
-        Some(order.len())
-    }
-
-    /// The ticket to have an address-of-record loaded that [`Registrar::try_lookup`] did not know.
-    pub fn miss<'a>(&self, aor: &'a [u8]) -> LoadTicket<'a> {
-        LoadTicket { what: What::Bindings, key: aor }
     }
 
     /// Whether a miss in the cache is known to mean that there are no bindings.
@@ -657,13 +468,6 @@ impl<W: Send + 'static> Drop for Registrar<W> {
     fn drop(&mut self) {
         self.close();
     }
-}
-
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
-    std::thread::Builder::new()
-        .name(format!("partyline-{name}"))
-        .spawn(run)
-        .map_err(|e| StoreError::new(Kind::Unreachable, format!("cannot start the registrar's {name} thread: {e}")))
 }
 
 /// Carries a plan out. Returns the record, if there is one now.

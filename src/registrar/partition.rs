@@ -153,6 +153,12 @@ impl<W> Partition<W> {
         self.spooling.load(Ordering::Acquire)
     }
 
+    /// From the start on, for there is something in the spool that has to be in the database first.
+    pub fn begin_spooling(&self) {
+        let _queue = self.queue.lock();
+        self.spooling.store(true, Ordering::Release);
+    }
+
     /// Whether a change is to be refused at once.
     pub fn refusing(&self) -> bool {
         self.refusing.load(Ordering::Relaxed)

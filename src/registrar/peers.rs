@@ -78,7 +78,7 @@ impl<W: Send + 'static> Shared<W> {
     fn poll(&self, session: &mut Option<Box<dyn Session>>, since: u32, sweep: Option<u32>) -> Result<(), StoreError> {
         let session = match session {
             Some(session) => session,
-            None => session.insert(self.connect()?),
+            None => session.insert(self.connect_to_read()?),
         };
         let now = (self.clock)();
         // Two clients, one second: only the database knows whose change was the last.
@@ -115,6 +115,9 @@ impl<W: Send + 'static> Shared<W> {
     /// Takes one row over that a SELECT found which was sent at `marks`, if it is newer than what is known. True: that
     /// cannot be said.
     fn take_over(&self, aor: &[u8], row: &Row<'_>, now: u32, marks: &[u64], last_word: bool) -> bool {
+        if !self.can_be_told(row) {
+            return false;
+        }
         let spot = self.cache.spot(aor);
         let mut shard = self.cache.lock(spot.shard);
         let slot = match shard.find(spot.tag, aor) {

@@ -1,7 +1,7 @@
 //! A REGISTER as the rules see it, and how it is read out of the view of a message.
 
 use super::rules::Rejection;
-use super::store::{Aor, Column, Key, NO_METHODS, NO_Q, Row, Widths, too_long};
+use super::store::{Aor, Column, Key, Misfit, NO_METHODS, NO_Q, Row, Widths, too_long};
 use crate::sip::contact::{NameAddr, is_route};
 use crate::sip::lex::Elements;
 use crate::sip::uri::{Scheme, Uri};
@@ -196,8 +196,14 @@ impl<'a> RegisterRequest<'a> {
     }
 
     /// The first of its values that a table with these columns could not take.
-    pub(crate) fn too_long_for(&self, widths: &Widths) -> Option<Column> {
-        self.contacts.iter().find_map(|contact| widths.too_long(&self.row(contact, 0, 0)))
+    pub(crate) fn misfit(&self, widths: &Widths) -> Option<Misfit> {
+        self.contacts.iter().find_map(|contact| widths.misfit(&self.row(contact, 0, 0)))
+    }
+
+    /// Whether all that it does is to add or refresh bindings: that needs no knowledge of those that stand.
+    pub(crate) fn only_adds(&self) -> bool {
+        let stays = |contact: &Contact<'_>| contact.expires.or(self.expires) != Some(0);
+        !self.star && !self.contacts.is_empty() && self.contacts.iter().all(stays)
     }
 
     /// The first of its values that is no UTF-8 or has control characters: they would stand in tables, logs and answers.
@@ -233,6 +239,11 @@ impl<'a> RegisterRequest<'a> {
             })
         })
     }
+}
+
+/// Whether a row of the table holds nothing that may not stand in an answer.
+pub(crate) fn can_be_told(row: &Row<'_>) -> bool {
+    [row.key.contact, row.key.instance, row.path, row.received].into_iter().all(is_printable)
 }
 
 fn is_printable(text: &[u8]) -> bool {

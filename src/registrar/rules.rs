@@ -30,6 +30,8 @@ pub enum Rejection {
     Forbidden,
     /// No such address-of-record (10.3 step 5).
     UnknownUser,
+    /// Not of the character set that the table's column has.
+    OtherCharset(Column),
     /// What is stored must be UTF-8 without control characters.
     Unprintable(Column),
     /// Require names what this registrar does not know (10.3 step 2).
@@ -80,6 +82,7 @@ impl Rejection {
             Rejection::TooLong(column) => (400, too_long_text(column), Extra::None),
             Rejection::Forbidden => (403, "Forbidden", Extra::None),
             Rejection::UnknownUser => (404, "Not Found", Extra::None),
+            Rejection::OtherCharset(_) => (400, "Text Cannot Be Stored", Extra::None),
             Rejection::Unprintable(_) => (400, "Text Is Not Printable", Extra::None),
             Rejection::BadExtension { understood } => (420, "Bad Extension", Extra::Unsupported(understood)),
             Rejection::PathNotSupported => (420, "Bad Extension", Extra::UnsupportedTag("path")),

@@ -15,6 +15,9 @@ use super::store::{Kind, Reader, StoreError};
 /// `user_version` of the file: the form of the packed changes in it.
 const VERSION: i64 = 1;
 
+/// The partition of what an earlier run left: its addresses-of-record may be in any of this run's.
+pub(super) const EARLIER: u32 = 1 << 30;
+
 /// Wakes the spooler.
 #[derive(Default)]
 pub(super) struct Bell {
@@ -55,7 +58,8 @@ pub(super) struct Spool {
 }
 
 impl Spool {
-    /// Opens the file, or makes it. `place` names the database that its changes are for.
+    /// Opens the file, or makes it. `place` names the database that its changes are for. What an earlier run left stands in
+    /// partition [`EARLIER`] then.
     pub fn open(path: &str, place: &str, limit: u64) -> Result<Spool, StoreError> {
         let say = |e: rusqlite::Error| StoreError::new(Kind::Config, format!("the spool {path} cannot be used: {e}"));
         let mut db = Connection::open(path).map_err(say)?;
@@ -88,6 +92,9 @@ impl Spool {
                 tx.execute("INSERT INTO meant_for VALUES (?)", [place])?;
             }
             tx.pragma_update(None, "user_version", VERSION)?;
+            if other.as_deref().is_none_or(|other| other == place) {
+                gather(&tx)?;
+            }
             tx.commit()?;
             Ok((other, held as u64))
         })();
@@ -178,12 +185,20 @@ impl Spool {
         self.held.fetch_sub(piece.changes, Ordering::Relaxed);
         Ok(())
     }
+}
 
-    /// A partition that has chunks.
-    pub fn any(&self) -> Result<Option<u32>, StoreError> {
-        let db = self.db.lock();
-        db.query_row("SELECT part FROM spool LIMIT 1", [], |row| row.get(0)).optional().map_err(|e| self.error(e))
+/// An address-of-record has stood in one partition in each run, so one after the other keeps its order; what an earlier start
+/// has gathered comes first.
+fn gather(db: &Connection) -> rusqlite::Result<()> {
+    let mut parts = db.prepare("SELECT DISTINCT part FROM spool WHERE part <> ? ORDER BY part")?;
+    let parts = parts.query_map([EARLIER], |row| row.get::<_, u32>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
+    for part in parts {
+        db.execute(
+            "UPDATE spool SET part = ?1, seq = seq + (SELECT coalesce(max(seq), 0) FROM spool WHERE part = ?1) WHERE part = ?2",
+            params![EARLIER, part],
+        )?;
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -226,17 +241,20 @@ mod tests {
         let spool = Spool::open(&path, "here", 5).expect("spool");
         assert!(spool.is_full());
         let mut read = Vec::new();
-        let piece = spool.oldest(0, 2, &mut read).expect("read").expect("a piece");
+        // All of it is an earlier run's now, and what this one adds stands behind it at the next start.
+        let third = packed(&["c@d"]);
+        assert_eq!(spool.append(&[(0, &third[..])], 2), Ok((vec![1], 1)));
+        drop(spool);
+        let spool = Spool::open(&path, "here", 5).expect("spool");
+        let piece = spool.oldest(EARLIER, 2, &mut read).expect("read").expect("a piece");
         assert_eq!((piece.chunks, &read), (2, &one));
-        spool.remove(0, &piece).expect("removed");
+        spool.remove(EARLIER, &piece).expect("removed");
         read.clear();
-        let piece = spool.oldest(0, 10, &mut read).expect("read").expect("a piece");
-        assert_eq!((piece.chunks, &read), (1, &two));
-        spool.remove(0, &piece).expect("removed");
-        assert_eq!((spool.any(), spool.held()), (Ok(Some(7)), 1));
-        let piece = spool.oldest(7, 10, &mut read).expect("read").expect("a piece");
-        spool.remove(7, &piece).expect("removed");
-        assert_eq!((spool.any(), spool.held()), (Ok(None), 0));
+        let piece = spool.oldest(EARLIER, 10, &mut read).expect("read").expect("a piece");
+        assert_eq!((piece.chunks, &read), (3, &[&two[..], &other, &third].concat()));
+        spool.remove(EARLIER, &piece).expect("removed");
+        assert!(spool.oldest(EARLIER, 10, &mut read).expect("read").is_none());
+        assert_eq!(spool.held(), 0);
         drop(spool);
         drop(Spool::open(&path, "there", 5).expect("an empty one may change its database"));
         for suffix in ["", "-wal", "-shm"] {

@@ -11,10 +11,11 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::partition::{Next, Partition, Replay};
-use super::spool::Spool;
+use super::spool::{EARLIER, Spool};
 use super::store::{Batch, Change, Kind, Reader, Row, Session, StoreError};
 use super::{Counters, Shared};
 
@@ -308,6 +309,9 @@ impl<'s, W: Send + 'static> Writer<'s, W> {
     /// Replays what stands in the spool, until changes go to the database directly again; false when it is time to close.
     fn replay(&mut self) -> bool {
         let Some(spool) = &self.shared.spool else { return true };
+        if !self.replay_earlier(spool) {
+            return false;
+        }
         loop {
             match self.partition().to_replay() {
                 Replay::Over => {
@@ -348,17 +352,35 @@ impl<'s, W: Send + 'static> Writer<'s, W> {
         if self.partition().pause(LONGEST_PAUSE) { Ok(None) } else { Err(Stop::Closed(trouble)) }
     }
 
-    /// At start: replays what an earlier run left, whatever its partitions were. Gives up when the database does.
-    pub fn replay_all(mut self, spool: &Spool) -> Result<Option<Box<dyn Session>>, StoreError> {
+    /// Replays what an earlier run left, of whichever partition; false when it is time to close. One writer does it, the others
+    /// wait for that.
+    fn replay_earlier(&mut self, spool: &Spool) -> bool {
+        let _one = self.shared.replaying.lock();
+        while self.shared.owes.load(Ordering::Acquire) {
+            match self.replay_some(spool, EARLIER) {
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    tracing::info!(place = %self.shared.place(), "the spool of an earlier run is replayed");
+                    self.shared.owes.store(false, Ordering::Release);
+                }
+                Err(Stop::Closed(_)) => return false,
+                Err(_) => {}
+            }
+        }
+        true
+    }
+
+    /// At start: the same, but it gives up when the database does.
+    pub fn replay_at_start(mut self, spool: &Spool) -> Result<Option<Box<dyn Session>>, StoreError> {
         self.hasty = true;
-        while let Some(partition) = spool.any()? {
-            match self.replay_some(spool, partition) {
-                Ok(_) => {}
+        loop {
+            match self.replay_some(spool, EARLIER) {
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(self.session),
                 Err(Stop::Closed(e) | Stop::Refused(e)) => return Err(e),
                 Err(Stop::Contended | Stop::Spooled) => {}
             }
         }
-        Ok(self.session)
     }
 }
 

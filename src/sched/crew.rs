@@ -282,7 +282,9 @@ impl<T> Crew<T> {
                 }
                 Call::None | Call::Report => {}
             }
-            let surplus = timed_out && !on_duty && state.threads > self.limits.min;
+            // It may have become the sentinel in the moment in which its time was over: then it stays.
+            let watches = on_duty || state.sentinel == Some(seat);
+            let surplus = timed_out && !watches && state.threads > self.limits.min;
             if surplus || state.stopping {
                 state.idle.retain(|s| *s != seat);
                 if state.sentinel == Some(seat) {
@@ -380,6 +382,11 @@ impl<T> Crew<T> {
     /// The leader's calls have ended; false if another thread leads meanwhile.
     pub fn reclaim(&self, token: u64) -> bool {
         self.loan.end(token)
+    }
+
+    /// Whether the call of that token is still the leader's.
+    pub fn is_lent(&self, token: u64) -> bool {
+        self.loan.is(token)
     }
 
     pub fn takeover_bound(&self) -> Duration {

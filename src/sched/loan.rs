@@ -74,6 +74,10 @@ impl Loan {
         self.word.compare_exchange(token, token - 1, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
+    pub fn is(&self, token: u64) -> bool {
+        self.word.load(Ordering::Relaxed) == token
+    }
+
     pub fn is_lent(&self) -> bool {
         self.word.load(Ordering::Acquire) & 1 == 1
     }

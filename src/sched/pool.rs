@@ -465,6 +465,11 @@ impl Leader<'_> {
         }
     }
 
+    /// Calls are being made, and leadership has not been taken from them so far.
+    pub fn is_lent(&self) -> bool {
+        self.loan.get().and_then(|loan| loan.token).is_some_and(|token| self.pool.crew.is_lent(token))
+    }
+
     /// The calls have ended. True if this thread leads still.
     pub fn reclaim(&mut self) -> bool {
         if let Some(loan) = self.loan.take() {

@@ -18,7 +18,7 @@ int cb_ls_localdb_search_user_location(psp_request_t *request) {
       osip_uri_free(url);
       continue;
     }
-    psp_request_add_location(request, location);
+    PSP_APPEND(location_t, request->locations, location);
     found = 1;
   }
   return answer_with(request, found ? 302 : 480);

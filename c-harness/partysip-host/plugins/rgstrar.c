@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-psp_plugin_t rgstrar_plugin = {.name = "rgstrar", .version = "1.0", .description = "registrar", .flag = PSP_PLUGIN_SFP};
+psp_plugin_t rgstrar_plugin = {.name = "Registrar plugin", .version = "1.0", .description = "registrar", .flag = PSP_PLUGIN_SFP};
 
 static void path_of(osip_message_t *message, char *path, size_t size) {
   osip_header_t *header;

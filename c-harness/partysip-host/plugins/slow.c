@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-psp_plugin_t slow_plugin = {.name = "slow", .version = "1.0", .description = "takes its time", .flag = PSP_PLUGIN_SFP};
+psp_plugin_t slow_plugin = {.name = "Plugin that takes its time", .version = "1.0", .description = "takes its time", .flag = PSP_PLUGIN_SFP};
 static unsigned milliseconds;
 static atomic_uint calls, inside, most;
 

@@ -21,12 +21,12 @@ int ppl_pipe_close(ppl_pipe_t *pipe) {
   return 0;
 }
 
-int ppl_pipe_read(ppl_pipe_t *pipe, void *buffer, int size) {
-  return pipe == NULL ? -1 : (int)read(pipe->pipes[0], buffer, (size_t)size);
+int ppl_pipe_read(ppl_pipe_t *pipe, void *buffer, size_t size) {
+  return pipe == NULL ? -1 : (int)read(pipe->pipes[0], buffer, size);
 }
 
-int ppl_pipe_write(ppl_pipe_t *pipe, const void *buffer, int size) {
-  return pipe == NULL ? -1 : (int)write(pipe->pipes[1], buffer, (size_t)size);
+int ppl_pipe_write(ppl_pipe_t *pipe, const void *buffer, size_t size) {
+  return pipe == NULL ? -1 : (int)write(pipe->pipes[1], buffer, size);
 }
 
 int ppl_pipe_get_read_descr(ppl_pipe_t *pipe) { return pipe == NULL ? -1 : pipe->pipes[0]; }

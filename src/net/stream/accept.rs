@@ -103,7 +103,7 @@ impl Streams {
                     continue;
                 }
             };
-            match self.adopt(stream, Ends { peer, local, incoming: true, transport }, tls) {
+            match self.adopt(stream, Ends { peer, local, incoming: true, transport }, tls, None) {
                 Ok(Some(_)) => accepted += 1,
                 // Over a limit: closed at once, which tells the peer more than silence.
                 Ok(None) => {}

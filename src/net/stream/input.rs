@@ -171,9 +171,17 @@ impl StreamReady {
                     ends.local = local;
                 }
                 slot.output.lock().connecting = false;
-                self.conn.rest_idle(Instant::now());
+                if self.conn.is_shaking() {
+                    let limit = self.conn.streams().options.handshake_limit;
+                    self.conn.due(Due::Handshake, limit, Instant::now());
+                } else {
+                    self.conn.rest_idle(Instant::now());
+                }
                 if let Some(events) = &self.conn.streams().events {
                     events.connected(&self.conn);
+                }
+                if self.conn.is_shaking() {
+                    self.conn.greet();
                 }
                 self.conn.writable();
                 true
@@ -238,6 +246,11 @@ impl StreamReady {
                 Err(error) => {
                     self.conn.report(&error);
                     let broken = error.kind() == io::ErrorKind::InvalidData && self.conn.is_secure();
+                    let ends = self.conn.ends();
+                    if broken && !ends.incoming {
+                        // Of a certificate that is refused nobody else would hear.
+                        tracing::warn!(peer = %ends.peer, %error, "TLS connection closed");
+                    }
                     self.conn.close(if broken { CloseReason::Tls } else { CloseReason::Reset });
                     break;
                 }
@@ -452,9 +465,13 @@ impl Conn {
         self.watch(tick);
     }
 
-    /// TLS is set up; now the first message is awaited.
+    /// TLS is set up; who opened the connection is awaited to say something.
     pub(super) fn handshake_ended(&self) {
-        self.due(Due::FirstBytes, self.streams().options.first_bytes, Instant::now());
+        if self.ends().incoming {
+            self.due(Due::FirstBytes, self.streams().options.first_bytes, Instant::now());
+        } else {
+            self.rest_idle(Instant::now());
+        }
     }
 
     /// A message will not be answered after all.

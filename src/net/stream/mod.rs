@@ -17,6 +17,7 @@ mod output;
 mod ring;
 mod table;
 mod tls;
+mod tls_client;
 mod wheel;
 
 use std::io;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use mio::{Interest, Token};
 use parking_lot::Mutex;
+use rustls::pki_types::ServerName;
 
 pub use accept::{TcpAcceptor, TcpOptions};
 pub use conn::Conn;
@@ -35,6 +37,7 @@ pub use input::{StreamMessage, StreamReader, StreamReady};
 pub use output::SendFailed;
 pub use table::{ConnId, Ends};
 pub use tls::{TlsFiles, TlsServer};
+pub use tls_client::{TlsClient, TlsClientOptions, Verify};
 
 pub(in crate::net) use table::is_stream;
 
@@ -170,20 +173,61 @@ impl Streams {
         self.find_over(Transport::Tcp, peer, local)
     }
 
-    /// As [`Streams::find`], over TCP or over TLS.
+    /// As [`Streams::find`], over TCP or over TLS. One that was opened for a domain is not found.
     pub fn find_over(self: &Arc<Self>, transport: Transport, peer: SocketAddr, local: Option<IpAddr>) -> Option<Conn> {
-        Some(Conn::new(Arc::clone(self), self.table.find(transport, peer, local)?))
+        self.find_for(transport, peer, local, None)
+    }
+
+    fn find_for(
+        self: &Arc<Self>,
+        transport: Transport,
+        peer: SocketAddr,
+        local: Option<IpAddr>,
+        domain: Option<&str>,
+    ) -> Option<Conn> {
+        Some(Conn::new(Arc::clone(self), self.table.find(transport, peer, local, domain)?))
     }
 
     /// An open connection to `peer`, or a new one being opened: what is sent waits until it is there. Never blocks.
     pub fn connect(self: &Arc<Self>, peer: SocketAddr, local: Option<IpAddr>) -> io::Result<Conn> {
+        self.open(Transport::Tcp, peer, local, None, || Ok(None))
+    }
+
+    /// As [`Streams::connect`], over TLS. The peer has to show a certificate for `domain`, without one for its address (see
+    /// [`TlsClientOptions`]); if it does not, the connection is closed and what was sent is lost. Reads files when it is
+    /// the client's first.
+    pub fn connect_tls(
+        self: &Arc<Self>,
+        client: &TlsClient,
+        peer: SocketAddr,
+        domain: Option<&str>,
+    ) -> io::Result<Conn> {
+        self.open(Transport::Tls, peer, None, domain, || {
+            let name = match domain {
+                None => ServerName::from(peer.ip()),
+                Some(domain) => ServerName::try_from(domain.to_owned())
+                    .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, format!("domain {domain}: {e}")))?,
+            };
+            client.session(name).map(Some)
+        })
+    }
+
+    fn open(
+        self: &Arc<Self>,
+        transport: Transport,
+        peer: SocketAddr,
+        local: Option<IpAddr>,
+        domain: Option<&str>,
+        session: impl FnOnce() -> io::Result<Option<Box<Tls>>>,
+    ) -> io::Result<Conn> {
         let _one_at_a_time = self.opening.lock();
-        if let Some(conn) = self.find(peer, local) {
+        if let Some(conn) = self.find_for(transport, peer, local, domain) {
             return Ok(conn);
         }
+        let tls = session()?;
         let (stream, bound) = polling::connect(peer, local)?;
-        let ends = Ends { peer, local: bound, incoming: false, transport: Transport::Tcp };
-        self.adopt(stream, ends, None)?.ok_or_else(|| io::Error::other("too many stream connections"))
+        let ends = Ends { peer, local: bound, incoming: false, transport };
+        self.adopt(stream, ends, tls, domain)?.ok_or_else(|| io::Error::other("too many stream connections"))
     }
 
     /// Takes a socket in: an object, a place in the table, the reactor's attention. `None`: a limit is reached.
@@ -192,6 +236,7 @@ impl Streams {
         mut stream: polling::TcpStream,
         ends: Ends,
         tls: Option<Box<Tls>>,
+        domain: Option<&str>,
     ) -> io::Result<Option<Conn>> {
         match self.table.admit(ends.peer.ip(), self.options.connections, self.options.per_source) {
             Ok(()) => {}
@@ -211,6 +256,7 @@ impl Streams {
         let conn = Conn::new(Arc::clone(self), self.table.take(ends, flags));
         let slot = conn.slot();
         *slot.tls.lock() = tls;
+        *slot.domain.write() = domain.map(Into::into);
         *slot.input.lock() = Input { framer: SipFramer::new(self.options.limits), ..Input::default() };
         slot.output.lock().connecting = !ends.incoming;
         // Registered once for both directions, edge-triggered: nothing is ever re-armed.
@@ -219,6 +265,7 @@ impl Streams {
         if let Err(error) = registered {
             drop(stream);
             *slot.tls.lock() = None;
+            *slot.domain.write() = None;
             self.table.dismiss(ends.peer.ip());
             self.table.unpin(slot);
             return Err(error);
@@ -321,7 +368,8 @@ impl Streams {
     pub fn unsent(&self) -> usize {
         let open = |pin: &table::Pin| pin.slot.reason.load(Ordering::SeqCst) == 0;
         let pins = self.table.pinned();
-        let count = pins.iter().filter(|pin| open(pin) && pin.slot.output.lock().unsent() > 0).count();
+        let waits = |slot: &Slot| slot.output.lock().unsent() > 0 || slot.tls.lock().as_deref().is_some_and(Tls::waits);
+        let count = pins.iter().filter(|pin| open(pin) && waits(&pin.slot)).count();
         for pin in pins {
             self.table.unpin(&pin.slot);
         }

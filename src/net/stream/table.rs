@@ -127,6 +127,8 @@ pub(super) struct Slot {
     pub(super) tag: AtomicUsize,
     /// Locked after `output`, where both are.
     pub(super) tls: Mutex<Option<Box<Tls>>>,
+    /// Whom a TLS connection of ours was opened for, if that was said.
+    pub(super) domain: RwLock<Option<Box<str>>>,
 }
 
 impl Slot {
@@ -148,6 +150,7 @@ impl Slot {
             wrote: AtomicUsize::new(0),
             tag: AtomicUsize::new(0),
             tls: Mutex::new(None),
+            domain: RwLock::new(None),
         }
     }
 
@@ -295,8 +298,15 @@ impl Table {
         }
     }
 
-    /// An open connection to `peer` over `transport`, from `local` if that is given.
-    pub(super) fn find(&self, transport: Transport, peer: SocketAddr, local: Option<IpAddr>) -> Option<Pin> {
+    /// An open connection to `peer` over `transport`, from `local` if that is given, that was opened for `domain` or, with
+    /// none, for no certain one.
+    pub(super) fn find(
+        &self,
+        transport: Transport,
+        peer: SocketAddr,
+        local: Option<IpAddr>,
+        domain: Option<&str>,
+    ) -> Option<Pin> {
         let hash = self.hasher.hash_one(peer);
         let slots = self.slots.read();
         let all = self.ends.lock();
@@ -308,6 +318,7 @@ impl Table {
                     .ends
                     .read()
                     .is_some_and(|ends| ends.transport == transport && local.is_none_or(|ip| ends.local.ip() == ip))
+                && slot.domain.read().as_deref() == domain
         };
         let &(_, index) = all.find(hash, fits)?;
         let slot = Arc::clone(&slots[index as usize]);

@@ -9,16 +9,19 @@
 //! - Records leave in the order in which they were sealed: who seals holds the lock of the output queue, and first takes
 //!   what reading has left in `outgoing`.
 //! - Certificates are read again by [`TlsServer::reload`]; connections that are there keep theirs.
+//!
+//! Both ends are the same from here on; how a connection that is opened from here knows its peer stands in `tls_client`.
 
 use std::fmt;
 use std::io;
 use std::mem;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::RwLock;
 use rustls::ServerConfig;
+use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
@@ -71,29 +74,28 @@ impl TlsServer {
 
     pub(super) fn session(&self) -> io::Result<Box<Tls>> {
         let session = UnbufferedServerConnection::new(Arc::clone(&self.config.read())).map_err(io::Error::other)?;
-        Ok(Box::new(Tls {
-            session,
-            partial: Vec::new(),
-            outgoing: Vec::new(),
-            early: Vec::new(),
-            ready: false,
-            failed: false,
-        }))
+        Ok(Box::new(Tls::new(Session::Server(session))))
     }
 }
 
-fn read(files: &TlsFiles) -> io::Result<Arc<ServerConfig>> {
-    let wrong = |what: &str, path: &PathBuf, why: &dyn fmt::Display| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("{what} {}: {why}", path.display()))
-    };
-    let bad_certificate = |why: &dyn fmt::Display| wrong("certificate file", &files.certificate, why);
-    let bad_key = |why: &dyn fmt::Display| wrong("key file", &files.key, why);
-    let certificates: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(&files.certificate).map_err(|e| bad_certificate(&e))?.collect();
-    let certificates = certificates.map_err(|e| bad_certificate(&e))?;
-    if certificates.is_empty() {
-        return Err(bad_certificate(&"it holds no certificate in PEM"));
+/// A file that cannot be used.
+pub(super) fn wrong_file(what: &str, path: &Path, why: &dyn fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{what} {}: {why}", path.display()))
+}
+
+/// All certificates of a file in PEM, at least one.
+pub(super) fn certificates(what: &str, path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    let read = read.map_err(|e| wrong_file(what, path, &e))?;
+    if read.is_empty() {
+        return Err(wrong_file(what, path, &"it holds no certificate in PEM"));
     }
+    Ok(read)
+}
+
+fn read(files: &TlsFiles) -> io::Result<Arc<ServerConfig>> {
+    let bad_key = |why: &dyn fmt::Display| wrong_file("key file", &files.key, why);
+    let certificates = certificates("certificate file", &files.certificate)?;
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|e| bad_key(&e))?;
     let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -104,9 +106,48 @@ fn read(files: &TlsFiles) -> io::Result<Arc<ServerConfig>> {
     Ok(Arc::new(config))
 }
 
+/// Which end of the connection this is; rustls has a type for each.
+pub(super) enum Session {
+    Server(UnbufferedServerConnection),
+    Client(UnbufferedClientConnection),
+}
+
+/// What both ends can do.
+trait End {
+    type Data;
+    fn process<'c, 'i>(&'c mut self, wire: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+    fn wants_to_write(&self) -> bool;
+}
+
+impl End for UnbufferedServerConnection {
+    type Data = ServerConnectionData;
+    fn process<'c, 'i>(&'c mut self, wire: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(wire)
+    }
+    fn wants_to_write(&self) -> bool {
+        self.wants_write()
+    }
+}
+
+impl End for UnbufferedClientConnection {
+    type Data = ClientConnectionData;
+    fn process<'c, 'i>(&'c mut self, wire: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(wire)
+    }
+    fn wants_to_write(&self) -> bool {
+        self.wants_write()
+    }
+}
+
 /// One connection's side of TLS.
 pub(in crate::net) struct Tls {
-    session: UnbufferedServerConnection,
+    session: Session,
+    flow: Flow,
+}
+
+/// What is on its way between the session, the reader and the output queue.
+#[derive(Default)]
+struct Flow {
     partial: Vec<u8>,
     outgoing: Vec<u8>,
     /// To be sealed when the handshake has ended.
@@ -124,12 +165,44 @@ struct Digest {
 }
 
 impl Tls {
+    pub(super) fn new(session: Session) -> Tls {
+        Tls { session, flow: Flow::default() }
+    }
+
+    /// Something is to be sent when the handshake has ended.
+    pub(super) fn waits(&self) -> bool {
+        !self.flow.failed && !self.flow.early.is_empty()
+    }
+
+    fn digest(&mut self, wire: &mut Vec<u8>, sink: impl FnMut(&[u8])) -> Digest {
+        match &mut self.session {
+            Session::Server(end) => self.flow.digest(end, wire, sink),
+            Session::Client(end) => self.flow.digest(end, wire, sink),
+        }
+    }
+
+    fn seal(&mut self, plain: &[u8], out: &mut Vec<u8>) -> bool {
+        match &mut self.session {
+            Session::Server(end) => self.flow.seal(end, plain, out),
+            Session::Client(end) => self.flow.seal(end, plain, out),
+        }
+    }
+
+    fn goodbye(&mut self) -> Vec<u8> {
+        match &mut self.session {
+            Session::Server(end) => self.flow.goodbye(end),
+            Session::Client(end) => self.flow.goodbye(end),
+        }
+    }
+}
+
+impl Flow {
     /// Reads whole records from `wire` and takes them out of it; contents go to `sink`.
-    fn digest(&mut self, wire: &mut Vec<u8>, mut sink: impl FnMut(&[u8])) -> Digest {
+    fn digest<E: End>(&mut self, end: &mut E, wire: &mut Vec<u8>, mut sink: impl FnMut(&[u8])) -> Digest {
         let mut used = 0;
         let mut digest = Digest { ended: false, failed: None };
         loop {
-            let UnbufferedStatus { discard, state } = self.session.process_tls_records(&mut wire[used..]);
+            let UnbufferedStatus { discard, state } = end.process(&mut wire[used..]);
             used += discard;
             let more = match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
@@ -176,15 +249,15 @@ impl Tls {
         wire.drain(..used.min(wire.len()));
         if digest.failed.is_some() {
             self.failed = true;
-            self.take_alerts();
+            self.take_alerts(end);
         }
         digest
     }
 
     /// After an error: what tells the peer of it. Nothing more is read, for rustls does not expect that after an alert.
-    fn take_alerts(&mut self) {
-        while self.session.wants_write() {
-            match self.session.process_tls_records(&mut []).state {
+    fn take_alerts<E: End>(&mut self, end: &mut E) {
+        while end.wants_to_write() {
+            match end.process(&mut []).state {
                 Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut self.outgoing, |room| data.encode(room)),
                 _ => break,
             }
@@ -192,7 +265,7 @@ impl Tls {
     }
 
     /// Seals `plain` behind what reading has left, at the end of `out`. False: nothing can be sent any more.
-    fn seal(&mut self, plain: &[u8], out: &mut Vec<u8>) -> bool {
+    fn seal<E: End>(&mut self, end: &mut E, plain: &[u8], out: &mut Vec<u8>) -> bool {
         self.take_outgoing(out);
         if self.failed {
             return false;
@@ -203,7 +276,7 @@ impl Tls {
         }
         loop {
             // What is read has been digested, so this only asks for the right to write.
-            let UnbufferedStatus { discard, state } = self.session.process_tls_records(&mut self.partial);
+            let UnbufferedStatus { discard, state } = end.process(&mut self.partial);
             let sealed = match state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => Some(seal(&mut traffic, plain, out)),
                 Ok(ConnectionState::EncodeTlsData(mut data)) => {
@@ -235,12 +308,10 @@ impl Tls {
     }
 
     /// A record that says that nothing more comes.
-    fn goodbye(&mut self) -> Vec<u8> {
+    fn goodbye<E: End>(&mut self, end: &mut E) -> Vec<u8> {
         let mut out = Vec::new();
         if self.ready && !self.failed {
-            if let Ok(ConnectionState::WriteTraffic(mut traffic)) =
-                self.session.process_tls_records(&mut self.partial).state
-            {
+            if let Ok(ConnectionState::WriteTraffic(mut traffic)) = end.process(&mut self.partial).state {
                 out.resize(OVERHEAD, 0);
                 let written = traffic.queue_close_notify(&mut out).unwrap_or(0);
                 out.truncate(written);
@@ -263,7 +334,7 @@ fn encode(out: &mut Vec<u8>, mut encode: impl FnMut(&mut [u8]) -> Result<usize, 
     }
 }
 
-fn seal(traffic: &mut WriteTraffic<'_, ServerConnectionData>, plain: &[u8], out: &mut Vec<u8>) -> bool {
+fn seal<D>(traffic: &mut WriteTraffic<'_, D>, plain: &[u8], out: &mut Vec<u8>) -> bool {
     let start = out.len();
     let mut room = plain.len() + (plain.len() / RECORD + 1) * OVERHEAD;
     loop {
@@ -312,7 +383,7 @@ impl Conn {
         let mut guard = slot.tls.lock();
         let Some(tls) = guard.as_deref_mut() else { return Err(io::ErrorKind::WouldBlock.into()) };
         wire.clear();
-        wire.extend_from_slice(&tls.partial);
+        wire.extend_from_slice(&tls.flow.partial);
         let kept = wire.len();
         wire.resize(kept + ROOM, 0);
         let count = read(&mut wire[kept..])?;
@@ -324,8 +395,8 @@ impl Conn {
             sink(plain);
         });
         // As much as there is of the record that has begun, and no more.
-        tls.partial = wire.as_slice().into();
-        let (ready, answers) = (tls.ready, !tls.outgoing.is_empty());
+        tls.flow.partial = wire.as_slice().into();
+        let (ready, answers) = (tls.flow.ready, !tls.flow.outgoing.is_empty());
         drop(guard);
         if answers {
             self.flush_tls();
@@ -340,13 +411,22 @@ impl Conn {
         Ok(Pulled { bytes, short: count < ROOM, ended: digest.ended || count == 0 })
     }
 
+    /// The other end has been reached: this one, which opened the connection, says hello.
+    pub(super) fn greet(&self) {
+        if let Some(tls) = self.slot().tls.lock().as_deref_mut() {
+            // Nothing can be wrong yet: nothing was read.
+            tls.digest(&mut Vec::new(), |_| {});
+        }
+        self.flush_tls();
+    }
+
     /// Puts `plain` into the output queue as records; how many bytes they are. Full: more than `bound` waits for the
     /// handshake already.
     pub(super) fn seal_into(&self, plain: &[u8], queue: &mut Vec<u8>, bound: usize) -> Result<usize, SendFailed> {
         let before = queue.len();
         let mut guard = self.slot().tls.lock();
         let tls = guard.as_deref_mut().ok_or(SendFailed::Closed)?;
-        if tls.early.len() > bound {
+        if tls.flow.early.len() > bound {
             return Err(SendFailed::Full);
         }
         if !tls.seal(plain, queue) {
@@ -361,7 +441,7 @@ impl Conn {
             let mut output = self.slot().output.lock();
             let idle = output.queue_for_records(|queue| {
                 if let Some(tls) = self.slot().tls.lock().as_deref_mut() {
-                    tls.take_outgoing(queue);
+                    tls.flow.take_outgoing(queue);
                 }
             });
             match idle {

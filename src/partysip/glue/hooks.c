@@ -2,8 +2,12 @@
  * global lock, as ever. The hooks for new requests of one that PARTYLINE_PLUGINS calls `parallel`, `keyed:aor` or `keyed:callid` are
  * called beside the loops, without the lock; the request's next hook is called when that one has returned. Hooks for answers and for
  * forwarding belong to the request state machine and stay in the turn, whatever the policy. */
+#define _GNU_SOURCE 1 /* dladdr */
+
 #include "loops.h"
 
+#include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -72,13 +76,27 @@ static enum loops_policy policy_of(const char *settings, const char *name) {
   return LOOPS_SERIAL;
 }
 
+/* The policy of a plugin by the name that it is loaded by: libpsp_NAME.so. The one in psp_plugin_t is a title. */
+static enum loops_policy policy_of_plugin(const char *settings, const psp_plugin_t *plugin) {
+  Dl_info file;
+  char name[128];
+  if (dladdr(plugin, &file) != 0 && file.dli_fname != NULL) {
+    const char *last = strrchr(file.dli_fname, '/');
+    if (sscanf(last != NULL ? last + 1 : file.dli_fname, "libpsp_%127[^.]", name) == 1) {
+      enum loops_policy policy = policy_of(settings, name);
+      if (policy != LOOPS_SERIAL) return policy;
+    }
+  }
+  return plugin->name != NULL ? policy_of(settings, plugin->name) : LOOPS_SERIAL;
+}
+
 void partyline_loops_hooks_open(pspm_sfp_t *sfp) {
   const char *settings = getenv("PARTYLINE_PLUGINS");
   any = 0;
   for (sfp_plugin_t *plugin = sfp->sfp_plugins; plugin != NULL; plugin = plugin->next) {
     int id = plugin->psp_plugin->plug_id;
-    if (id < 0 || id >= PLUGINS || plugin->psp_plugin->name == NULL) continue;
-    plugins[id].policy = policy_of(settings, plugin->psp_plugin->name);
+    if (id < 0 || id >= PLUGINS) continue;
+    plugins[id].policy = policy_of_plugin(settings, plugin->psp_plugin);
     if (plugins[id].policy == LOOPS_SERIAL) continue;
     any = 1;
     if (plugins[id].strands == NULL) plugins[id].strands = partyline_psp_strands_new(plugins[id].policy != LOOPS_PARALLEL);
@@ -140,9 +158,10 @@ static sfp_inc_func_t *advance(struct walk *walk, sfp_inc_func_tab_t *table) {
     walk->code = -2;
     return NULL;
   }
-  if (walk->level < 5 && (walk->request->flag & PSP_MANDATE)) {
+  if (walk->request->flag & PSP_MANDATE) {
+    if (walk->level == 5) return NULL;
     walk->level = 5;
-    return table->final;
+    return walk->hook = table->final;
   }
   while (walk->hook == NULL && walk->level < 4) walk->hook = list(table, ++walk->level);
   return walk->hook;
@@ -181,8 +200,6 @@ static int go_on(struct walk *walk) {
     LOOPS_COUNT(hooks_in_turn);
     walk->hook->callback(walk->request);
     walk->hook = walk->hook->next;
-    /* `final` goes on to its end, as partysip's walk does only up to the next MANDATE: that one is in force already. */
-    if (walk->level == 5 && (walk->request->flag & PSP_STOP)) walk->code = -2;
   }
   return 1;
 }

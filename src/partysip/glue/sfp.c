@@ -2,6 +2,8 @@
 #include "loops.h"
 
 #include <poll.h>
+#include <stddef.h>
+#include <string.h>
 #include <time.h>
 
 /* Rounds of one turn before the lock is given away and what was sent leaves. */
@@ -44,16 +46,41 @@ static int64_t deadline_of(const psp_request_t *request) {
   return due;
 }
 
+/* A branch's transaction, and the branch behind it. What stands before them has a member whose type was not to be found out
+ * (ppl_time_t), so partysip's own function is asked once where it puts a transaction. */
+#pragma weak sfp_branch_set_transaction
+static size_t shift_of_branch(void) {
+  static size_t shift = SIZE_MAX;
+  if (shift != SIZE_MAX) return shift;
+  shift = 0;
+  if (sfp_branch_set_transaction == NULL) return shift;
+  _Alignas(sfp_branch_t) char probe[sizeof(sfp_branch_t) + 64] = {0};
+  osip_transaction_t *mark = (osip_transaction_t *)probe, *found;
+  sfp_branch_set_transaction((sfp_branch_t *)probe, mark);
+  for (size_t at = offsetof(sfp_branch_t, out_tr); at + sizeof found <= sizeof probe; at += sizeof found) {
+    memcpy(&found, probe + at, sizeof found);
+    if (found == mark) {
+      shift = at - offsetof(sfp_branch_t, out_tr);
+      break;
+    }
+  }
+  return shift;
+}
+
+static const sfp_branch_t *shifted(const sfp_branch_t *branch) {
+  return branch == NULL ? NULL : (const sfp_branch_t *)((const char *)branch + shift_of_branch());
+}
+
 /* What a request waits for, after an event. */
 static void note(psp_request_t *request) {
   const void *transactions[64];
   size_t count = 0;
   if (request->inc_tr != NULL) transactions[count++] = request->inc_tr;
-  sfp_branch_t *const lists[] = {request->branch_notanswered, request->branch_answered, request->branch_completed,
+  const sfp_branch_t *const lists[] = {request->branch_notanswered, request->branch_answered, request->branch_completed,
                                  request->branch_cancelled};
   int waits = request->locations != NULL && request->state != PROXY_CLOSING;
   for (int i = 0; i < 4; i++)
-    for (sfp_branch_t *branch = lists[i]; branch != NULL; branch = branch->next)
+    for (const sfp_branch_t *branch = shifted(lists[i]); branch != NULL; branch = shifted(branch->next))
       if (branch->out_tr == NULL) continue;
       else if (count < sizeof transactions / sizeof *transactions) transactions[count++] = branch->out_tr;
       else waits = 1; /* more branches than are kept: looked at at every wake-up */

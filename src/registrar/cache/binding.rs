@@ -5,7 +5,8 @@
 //!                                                                                 |
 //!   text:  contact | call_id | received | path | instance | socket | ruid   <-----+   ends[i] is where part i ends
 //! ```
-//! Promise: a refresh that changes numbers only allocates nothing.
+//! Promise: a refresh allocates nothing while its text fits where the last one was. A registration under a new Call-ID does
+//! as a rule; were its text a new block each time, blocks of all bindings would wander through the heaps of all threads.
 
 use super::intern::{AgentId, Agents};
 use crate::registrar::store::{Aor, Key, Row};
@@ -67,15 +68,28 @@ fn parts<'a>(row: &Row<'a>) -> [&'a [u8]; PARTS] {
     [row.key.contact, row.call_id, row.received, row.path, row.key.instance, row.socket, row.ruid]
 }
 
+/// Texts take room in steps of what allocators hand out anyway.
+const GRAIN: usize = 16;
+
+fn length(parts: &[&[u8]; PARTS]) -> usize {
+    parts.iter().map(|part| part.len()).sum()
+}
+
+/// Puts the parts behind each other; returns where each ends.
+fn write(text: &mut [u8], parts: &[&[u8]; PARTS]) -> [u16; PARTS] {
+    let mut end = 0;
+    parts.map(|part| {
+        text[end..end + part.len()].copy_from_slice(part);
+        end += part.len();
+        // The widths of the columns add up to less than 2 kB.
+        end as u16
+    })
+}
+
 impl Binding {
     pub fn new(row: &Row<'_>, state: State, agents: &mut Agents) -> Binding {
         let parts = parts(row);
-        let mut text = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
-        let ends = parts.map(|part| {
-            text.extend_from_slice(part);
-            // The widths of the columns add up to less than 2 kB.
-            text.len() as u16
-        });
+        let mut text = vec![0; length(&parts).next_multiple_of(GRAIN)].into_boxed_slice();
         Binding {
             expires: row.expires,
             modified: row.modified,
@@ -85,8 +99,8 @@ impl Binding {
             agent: agents.acquire(row.user_agent),
             q: row.q,
             state,
-            ends,
-            text: text.into_boxed_slice(),
+            ends: write(&mut text, &parts),
+            text,
         }
     }
 
@@ -94,32 +108,39 @@ impl Binding {
     pub fn update(&mut self, row: &Row<'_>, agents: &mut Agents) {
         debug_assert!(self.has_key(row));
         let parts = parts(row);
-        if (0..PARTS).all(|i| self.part(i) == parts[i]) {
-            self.expires = row.expires;
-            self.modified = row.modified;
-            self.cseq = row.cseq;
-            self.methods = row.methods;
-            self.q = row.q;
-            if agents.get(self.agent) != row.user_agent {
-                agents.release(self.agent);
-                self.agent = agents.acquire(row.user_agent);
-            }
-        } else {
-            let new = Binding::new(row, self.state, agents);
-            agents.release(self.agent);
-            *self = new;
+        if (0..PARTS).any(|i| self.part(i) != parts[i]) {
+            self.set_text(&parts);
         }
+        self.expires = row.expires;
+        self.modified = row.modified;
+        self.cseq = row.cseq;
+        self.methods = row.methods;
+        self.q = row.q;
+        if agents.get(self.agent) != row.user_agent {
+            agents.release(self.agent);
+            self.agent = agents.acquire(row.user_agent);
+        }
+    }
+
+    fn set_text(&mut self, parts: &[&[u8]; PARTS]) {
+        let room = length(parts).next_multiple_of(GRAIN);
+        if room != self.text.len() {
+            self.text = vec![0; room].into_boxed_slice();
+        }
+        self.ends = write(&mut self.text, parts);
     }
 
     /// Becomes what tells other servers that it is gone.
     pub fn bury(&mut self, call_id: &[u8], cseq: u32, now: u32) {
-        let mut text = Vec::with_capacity(self.text.len() - self.call_id().len() + call_id.len());
-        let mut ends = [0; PARTS];
-        for (i, end) in ends.iter_mut().enumerate() {
-            text.extend_from_slice(if i == 1 { call_id } else { self.part(i) });
-            *end = text.len() as u16;
-        }
-        (self.text, self.ends) = (text.into_boxed_slice(), ends);
+        let old = self.text.clone();
+        let mut start = 0;
+        let mut parts = self.ends.map(|end| {
+            let part = &old[start..usize::from(end)];
+            start = usize::from(end);
+            part
+        });
+        parts[1] = call_id;
+        self.set_text(&parts);
         (self.cseq, self.modified, self.expires, self.state) = (cseq, now, now.saturating_sub(1), State::Gone);
     }
 
@@ -303,6 +324,19 @@ mod tests {
             binding.update(&changed, &mut agents);
             assert_eq!(binding.row(changed.key.aor, &agents), changed);
         }
+    }
+
+    #[test]
+    fn a_registration_under_another_call_id_stays_in_its_memory() {
+        let mut agents = Agents::default();
+        let mut binding = Binding::new(&row(b"sip:a@b"), State::New, &mut agents);
+        let before = binding.text.as_ptr();
+        let next = Row { call_id: b"lal2", cseq: 1, ..row(b"sip:a@b") };
+        binding.update(&next, &mut agents);
+        assert_eq!(binding.text.as_ptr(), before);
+        binding.bury(b"bye!", 2, 30);
+        assert_eq!((binding.text.as_ptr(), binding.call_id()), (before, &b"bye!"[..]));
+        assert_eq!((binding.contact(), binding.part(3), binding.ruid()), (&b"sip:a@b"[..], &b"<sip:p>"[..], &b"r"[..]));
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader, stdin};
 
 use mysql::prelude::Queryable;
 
-use super::{Csv, Error, Existing, Options, Source, Table, error};
-use crate::registrar::store::{self, StoreOptions};
+use super::{Csv, Error, Existing, Options, Schema, Source, Table, error};
+use crate::registrar::store::{self, Aor, Key, StoreOptions, kamailio_ruid};
 use crate::sip::digest::{Algorithm, Hash};
 
 /// What was done.
@@ -136,19 +136,39 @@ enum Target {
 }
 
 impl Target {
-    fn open(url: &str) -> Result<Target, Error> {
+    fn open(options: &Options) -> Result<Target, Error> {
         // Makes the tables where they are missing, refuses what is not theirs.
-        store::open(url, &StoreOptions::default())
-            .and_then(|store| store.prepare())
-            .map_err(|e| error(e.to_string()))?;
+        let url = &options.target[..];
+        let mut how = StoreOptions::default();
+        (how.layout.schema, how.layout.time_zone) = (options.schema, options.time_zone.clone());
+        store::open(url, &how).and_then(|store| store.prepare()).map_err(|e| error(e.to_string()))?;
         match url.strip_prefix("sqlite:") {
             Some(path) => {
                 let db = rusqlite::Connection::open(path).map_err(lite_error)?;
                 db.busy_timeout(std::time::Duration::from_secs(10)).map_err(lite_error)?;
                 Ok(Target::Sqlite(db))
             }
-            None => Ok(Target::Mysql(Box::new(connect(url)?))),
+            None => {
+                let mut conn = connect(url)?;
+                // The store has looked at the name.
+                conn.query_drop(format!("SET SESSION time_zone = '{}'", options.time_zone)).map_err(sql_error)?;
+                Ok(Target::Mysql(Box::new(conn)))
+            }
         }
+    }
+
+    /// The name of a binding in Kamailio's table: that of the row that stands there, or the one that the registrar makes.
+    fn ruid(&mut self, key: &Key<'_>) -> Result<String, Error> {
+        let Target::Mysql(conn) = self else { return Ok(kamailio_ruid(key)) };
+        let domain = Some(key.aor.domain).filter(|domain| !domain.is_empty());
+        let found: Option<String> = conn
+            .exec_first(
+                "SELECT ruid FROM location WHERE username = ? AND domain <=> ? AND contact = ? AND BINARY contact = ? \
+                 AND COALESCE(instance, '') = ? AND reg_id = ?",
+                (key.aor.user, domain, key.contact, key.contact, key.instance, key.reg_id),
+            )
+            .map_err(sql_error)?;
+        Ok(found.unwrap_or_else(|| kamailio_ruid(key)))
     }
 
     fn run(&mut self, sql: &str) -> Result<(), Error> {
@@ -174,7 +194,14 @@ impl Target {
         }
     }
 
-    fn statement(&self, table: Table, columns: &[&str], existing: Existing) -> String {
+    fn statement(&self, table: Table, schema: Schema, columns: &[&str], existing: Existing) -> String {
+        let value = |column: &&str| match *column {
+            // The last second that FROM_UNIXTIME knows everywhere.
+            "expires" | "last_modified" if schema == Schema::Kamailio => {
+                "FROM_UNIXTIME(LEAST(CAST(? AS UNSIGNED), 2147483647))"
+            }
+            _ => "?",
+        };
         let (mysql, key): (bool, &[&str]) = match (self, table) {
             (Target::Mysql(_), _) => (true, &[]),
             (Target::Sqlite(_), Table::Subscriber) => (false, &["username", "domain"]),
@@ -184,7 +211,7 @@ impl Target {
             "INSERT INTO {} ({}) VALUES ({})",
             table.name(),
             columns.join(", "),
-            vec!["?"; columns.len()].join(", ")
+            columns.iter().map(value).collect::<Vec<_>>().join(", ")
         );
         let updates = |form: &dyn Fn(&str) -> String| columns.iter().map(|c| form(c)).collect::<Vec<_>>().join(", ");
         match existing {
@@ -241,8 +268,15 @@ pub fn run(options: &Options) -> Result<Report, Error> {
             written.push(column.name);
         }
     }
-    let mut target = Target::open(&options.target)?;
-    let sql = target.statement(options.table, &written, options.existing);
+    let kamailio = options.schema == Schema::Kamailio && options.table == Table::Location;
+    // What Kamailio's table would fill in otherwise than the registrar does.
+    for column in ["ruid", "q"] {
+        if kamailio && !written.contains(&column) {
+            written.push(column);
+        }
+    }
+    let mut target = Target::open(options)?;
+    let sql = target.statement(options.table, options.schema, &written, options.existing);
     target.run(if matches!(target, Target::Mysql(_)) { "START TRANSACTION" } else { "BEGIN IMMEDIATE" })?;
     let mut report = Report::default();
     loop {
@@ -256,7 +290,12 @@ pub fn run(options: &Options) -> Result<Report, Error> {
             Err(e) => return Err(e),
         };
         report.read += 1;
-        let outcome = prepare(options, &places, &written, &row).and_then(|values| target.insert(&sql, &values));
+        let outcome = prepare(options, &places, &written, &row).and_then(|mut values| {
+            if kamailio {
+                name_binding(&mut target, &written, &mut values)?;
+            }
+            target.insert(&sql, &values)
+        });
         match outcome {
             Ok(0) => report.kept += 1,
             Ok(_) => report.written += 1,
@@ -266,6 +305,29 @@ pub fn run(options: &Options) -> Result<Report, Error> {
     }
     target.run(if options.dry_run { "ROLLBACK" } else { "COMMIT" })?;
     Ok(report)
+}
+
+/// Gives a row of Kamailio's table what is NULL or has another form there, and its `ruid`.
+fn name_binding(target: &mut Target, written: &[&str], values: &mut [Option<String>]) -> Result<(), Error> {
+    let at = |name: &str| written.iter().position(|column| *column == name);
+    let text = |name: &str| at(name).and_then(|at| values[at].as_deref()).unwrap_or_default();
+    let key = Key {
+        aor: Aor { user: text("username").as_bytes(), domain: text("domain").as_bytes() },
+        contact: text("contact").as_bytes(),
+        instance: text("instance").as_bytes(),
+        reg_id: text("reg_id").parse().unwrap_or(0),
+    };
+    let ruid = if text("ruid").is_empty() { target.ruid(&key)? } else { text("ruid").to_owned() };
+    for (column, value) in written.iter().zip(values) {
+        match *column {
+            "ruid" => *value = Some(ruid.clone()),
+            "domain" | "instance" => *value = value.take().filter(|text| !text.is_empty()),
+            // No q.
+            "q" if value.as_deref() == Some("-1") => *value = Some("-0.01".into()),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn note(report: &mut Report, text: String) {

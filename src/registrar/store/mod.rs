@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use layout::{Layout, Schema, TimeForm};
-pub use row::{Aor, Change, Column, Key, NO_METHODS, NO_Q, Row, UserRow, Widths, too_long};
+pub use row::{Aor, Change, Charset, Column, Key, Misfit, NO_METHODS, NO_Q, Row, UserRow, Widths, too_long};
 pub(crate) use row::{Reader, encode, is_newer, mark_last};
 pub use schema::{Identifier, LOCATION_VERSION, SUBSCRIBER_VERSION, Tables};
 
@@ -25,8 +25,10 @@ pub use schema::{Identifier, LOCATION_VERSION, SUBSCRIBER_VERSION, Tables};
 pub enum Kind {
     /// The configuration is wrong (a URL, a name): nothing but a person helps.
     Config,
-    /// The database cannot be reached at all, or does not let us in.
+    /// The database cannot be reached.
     Unreachable,
+    /// The database cannot be used: it does not let us in, or there is none of that name. A person has to help.
+    Denied,
     /// A table is not ours or of an unknown version.
     Schema,
     /// The connection or the server is gone, or it refuses work for now: connect again, then send the batch again.
@@ -115,6 +117,10 @@ pub trait Store: Send + Sync {
     }
     /// A connection for one thread. Blocks for at most `connect_timeout`.
     fn connect(&self) -> Result<Box<dyn Session>, StoreError>;
+    /// Whether it can be away while all that is set here is right: a server then starts without it.
+    fn is_remote(&self) -> bool {
+        false
+    }
     /// How many connections write at once when nothing else is asked for.
     fn writers(&self) -> usize;
     /// Where it is, for messages; without the password.
@@ -128,9 +134,14 @@ pub type EachUser<'f> = &'f mut dyn FnMut(&UserRow<'_>);
 
 /// A connection. Every call blocks; every call may return [`Kind::Lost`], after which the session is dropped.
 pub trait Session: Send {
-    /// Streams `location`; the rows of one address-of-record follow each other. Returns their number.
+    /// Streams `location`. Returns the number of rows.
     fn load_all(&mut self, each: EachRow<'_>) -> Result<u64, StoreError>;
-    /// Reads the rows of these addresses-of-record, in any order. Returns how many SELECTs it took.
+    /// Whether [`Session::load_all`] gives the rows of one address-of-record one after the other.
+    fn loads_in_order(&self) -> bool {
+        true
+    }
+    /// Reads the rows of these addresses-of-record, in any order. Returns how many SELECTs it took. A name that the table's
+    /// character set cannot hold has no rows.
     fn load_aors(&mut self, aors: &[Aor<'_>], each: EachRow<'_>) -> Result<u64, StoreError>;
     /// Reads these users. An empty domain asks for any domain. Returns how many SELECTs it took.
     fn load_users(&mut self, users: &[Aor<'_>], each: EachUser<'_>) -> Result<u64, StoreError>;
@@ -162,6 +173,11 @@ pub fn open(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreEr
         Kind::Config,
         format!("unknown database {scheme:?}: sqlite:PATH or mysql://user:password@host:port/database is expected"),
     ))
+}
+
+/// What identifies a binding in Kamailio's table, where nothing else was written.
+pub(super) fn kamailio_ruid(key: &Key<'_>) -> String {
+    String::from_utf8_lossy(&mysql::ids::ruid(key)).into_owned()
 }
 
 /// The library's options for a `mysql://` URL; of several hosts the first.

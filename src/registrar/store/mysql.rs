@@ -5,7 +5,7 @@
 //! round trip. A batch of one statement commits by itself (autocommit); more statements stand between START TRANSACTION
 //! and COMMIT.
 
-mod ids;
+pub(super) mod ids;
 mod session;
 mod sql;
 mod url;
@@ -18,7 +18,7 @@ use mysql::prelude::Queryable;
 use mysql::{Conn, DriverError, Opts};
 
 use super::layout::{LOCATION, Schema};
-use super::row::Widths;
+use super::row::{Charset, Widths};
 use super::schema;
 use super::{Kind, Session, Store, StoreError, StoreOptions};
 use ids::Ids;
@@ -35,6 +35,8 @@ pub(super) fn options(url: &str) -> Result<Opts, StoreError> {
     let (mut hosts, _) = url::read(url)?;
     Ok(hosts.swap_remove(0).into())
 }
+
+type TableColumn = (String, Option<u64>, Option<String>);
 
 pub(super) struct Mysql {
     hosts: Vec<Opts>,
@@ -69,7 +71,7 @@ impl Mysql {
     /// A connection to the first host that takes writes; among several, the one that was good last is tried first.
     fn open(&self) -> Result<Conn, StoreError> {
         let first = self.first.load(Ordering::Relaxed);
-        let mut last = None;
+        let (mut last, mut away) = (None, false);
         for turn in 0..self.hosts.len() {
             let index = (first + turn) % self.hosts.len();
             match self.open_one(&self.hosts[index]) {
@@ -77,11 +79,15 @@ impl Mysql {
                     self.first.store(index, Ordering::Relaxed);
                     return Ok(conn);
                 }
-                Err(e) => last = Some(e),
+                Err(e) => {
+                    away |= !is_denied(&e);
+                    last = Some(e);
+                }
             }
         }
-        let why = last.map_or_else(|| "no host".to_owned(), |e| sentence(&e));
-        Err(StoreError::new(Kind::Unreachable, format!("cannot connect to {}: {why}", self.place)))
+        let why = last.as_ref().map_or_else(|| "no host".to_owned(), sentence);
+        let kind = if away || last.is_none() { Kind::Unreachable } else { Kind::Denied };
+        Err(StoreError::new(kind, format!("cannot connect to {}: {why}", self.place)))
     }
 
     fn open_one(&self, opts: &Opts) -> mysql::Result<Conn> {
@@ -108,10 +114,11 @@ impl Mysql {
         Ok(conn)
     }
 
-    fn columns(&self, conn: &mut Conn, table: &str) -> Result<Vec<(String, Option<u64>)>, StoreError> {
+    /// Name, width and character set of each.
+    fn columns(&self, conn: &mut Conn, table: &str) -> Result<Vec<TableColumn>, StoreError> {
         conn.exec(
-            "SELECT CAST(LOWER(column_name) AS CHAR), character_maximum_length FROM information_schema.columns \
-             WHERE table_schema = DATABASE() AND table_name = ?",
+            "SELECT CAST(LOWER(column_name) AS CHAR), character_maximum_length, CAST(character_set_name AS CHAR) \
+             FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = ?",
             (table,),
         )
         .map_err(classify)
@@ -126,7 +133,7 @@ impl Mysql {
         }
         let wanted = LOCATION.iter().map(|column| self.options.layout.location(column)).chain(["id"]);
         for column in wanted {
-            if !found.iter().any(|(name, _)| name.eq_ignore_ascii_case(column)) {
+            if !found.iter().any(|(name, ..)| name.eq_ignore_ascii_case(column)) {
                 return Err(StoreError::new(Kind::Schema, format!("table {location} has no column {column}")));
             }
         }
@@ -232,7 +239,8 @@ impl Store for Mysql {
             let found = self.columns(&mut self.open()?, self.options.tables.location.as_str())?;
             widths.narrow(|column| {
                 let name = self.options.layout.location(column);
-                found.iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).and_then(|(_, width)| *width)
+                let (_, width, charset) = found.iter().find(|(found, ..)| found.eq_ignore_ascii_case(name))?;
+                Some((*width, Charset::named(charset.as_deref().unwrap_or_default())))
             });
         }
         Ok(widths)
@@ -240,6 +248,10 @@ impl Store for Mysql {
 
     fn connect(&self) -> Result<Box<dyn Session>, StoreError> {
         Ok(Box::new(MysqlSession::new(self.open()?, Sql::new(&self.options), &self.options, Arc::clone(&self.ids))))
+    }
+
+    fn is_remote(&self) -> bool {
+        true
     }
 
     fn writers(&self) -> usize {
@@ -260,14 +272,49 @@ fn sentence(error: &mysql::Error) -> String {
     }
 }
 
+/// Whether trying again would be of no use, after an attempt to connect.
+fn is_denied(error: &mysql::Error) -> bool {
+    match error {
+        // No such user, password, database; this host or a connection without TLS is not let in; the account is locked.
+        mysql::Error::MySqlError(e) => {
+            e.state == "28000" || [1044, 1045, 1049, 1130, 1251, 1275, 1698, 1862, 3118, 3159, 4151].contains(&e.code)
+        }
+        mysql::Error::TlsError(_) | mysql::Error::UrlError(_) => true,
+        // A certificate that does not hold, a file of certificates that is not there.
+        mysql::Error::IoError(e) => {
+            use std::io::ErrorKind::{InvalidData, InvalidInput, NotFound, PermissionDenied};
+            [InvalidData, InvalidInput, NotFound, PermissionDenied].contains(&e.kind())
+        }
+        // TLS fails where the first packet is read, and the library keeps no more of it than its text.
+        mysql::Error::CodecError(e) => e.to_string().contains("certificate"),
+        mysql::Error::DriverError(e) => matches!(
+            e,
+            DriverError::TlsNotSupported
+                | DriverError::UnknownAuthPlugin(_)
+                | DriverError::OldMysqlPasswordDisabled
+                | DriverError::CleartextPluginDisabled
+        ),
+        _ => false,
+    }
+}
+
+/// Whether a text was not of the table's character set.
+fn is_of_other_charset(error: &mysql::Error) -> bool {
+    // The collations cannot be compared (with two, three, more); not valid; cannot be converted.
+    matches!(error, mysql::Error::MySqlError(e) if [1267, 1270, 1271, 1300, 1366, 3854].contains(&e.code))
+}
+
 fn classify(error: mysql::Error) -> StoreError {
     let kind = match &error {
         mysql::Error::MySqlError(e) => match e.code {
             // Lock wait, deadlock, certification failure of a cluster at COMMIT.
             1205 | 1213 | 1180 => Kind::Retry,
             // Data too long, out of range, not of the column's type, NULL where none may stand, a broken CHECK or key.
+            _ if is_of_other_charset(&error) => Kind::Refused,
             1048 | 1062 | 1264 | 1265 | 1292 | 1366 | 1406 | 3819 | 4025 => Kind::Refused,
             _ if e.state.starts_with("22") || e.state.starts_with("23") => Kind::Refused,
+            // No right to do that here.
+            1044 | 1142 | 1143 | 1227 => Kind::Denied,
             // The rest says that this server is no use now, also 1290, 1792 and 1836: it has become read-only.
             _ => Kind::Lost,
         },

@@ -128,26 +128,75 @@ impl Column {
     }
 }
 
-/// What the columns hold, in bytes.
+/// What text a column can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Widths([usize; Column::ALL.len()]);
+pub enum Charset {
+    /// Bytes, all of Unicode, or a set that is not known here: the database decides.
+    Any,
+    /// Of Unicode what has at most three bytes in UTF-8 (utf8mb3).
+    ThreeBytes,
+    /// MySQL's latin1, which is Windows-1252.
+    Latin1,
+    Ascii,
+}
 
-impl Default for Widths {
-    fn default() -> Self {
-        Widths(Column::ALL.map(Column::width))
+impl Charset {
+    /// By its name in MySQL; no name: bytes.
+    pub fn named(name: &str) -> Charset {
+        match name {
+            "utf8" | "utf8mb3" | "ucs2" => Charset::ThreeBytes,
+            "latin1" => Charset::Latin1,
+            "ascii" => Charset::Ascii,
+            _ => Charset::Any,
+        }
+    }
+
+    /// Whether the column could hold this text, which is UTF-8.
+    pub fn holds(self, text: &[u8]) -> bool {
+        if self == Charset::Any || text.is_ascii() {
+            return true;
+        }
+        // What Windows-1252 has in place of most of Latin-1's control characters.
+        const WINDOWS: &str = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ";
+        std::str::from_utf8(text).is_ok_and(|text| match self {
+            Charset::Any => true,
+            Charset::ThreeBytes => text.chars().all(|c| c.len_utf8() <= 3),
+            Charset::Latin1 => text.chars().all(|c| c <= '\u{ff}' || WINDOWS.contains(c)),
+            Charset::Ascii => false,
+        })
     }
 }
 
+/// What the columns of a table hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Widths([(usize, Charset); Column::ALL.len()]);
+
+impl Default for Widths {
+    fn default() -> Self {
+        Widths(Column::ALL.map(|column| (column.width(), Charset::Any)))
+    }
+}
+
+/// Why a column cannot take a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Misfit {
+    TooLong(Column),
+    /// It is not of the column's character set.
+    Charset(Column),
+}
+
 impl Widths {
-    /// Takes over what a table says of its columns where that is less.
-    pub fn narrow(&mut self, width: impl Fn(&str) -> Option<u64>) {
+    /// Takes over what a table says of its columns (bytes, character set) where that is less.
+    pub fn narrow(&mut self, width: impl Fn(&str) -> Option<(Option<u64>, Charset)>) {
         for (column, known) in Column::ALL.iter().zip(&mut self.0) {
-            *known = (*known).min(width(column.name()).map_or(usize::MAX, |n| n as usize));
+            if let Some((width, charset)) = width(column.name()) {
+                *known = (known.0.min(width.map_or(usize::MAX, |n| n as usize)), charset);
+            }
         }
     }
 
     /// The first text of the row that its column could not take.
-    pub fn too_long(&self, row: &Row<'_>) -> Option<Column> {
+    pub fn misfit(&self, row: &Row<'_>) -> Option<Misfit> {
         let values = [
             row.key.aor.user,
             row.key.aor.domain,
@@ -159,8 +208,13 @@ impl Widths {
             row.user_agent,
             row.socket,
         ];
-        let too_long = |((_, value), width): &((&Column, &[u8]), &usize)| value.len() > **width;
-        Column::ALL.iter().zip(values).zip(&self.0).find(too_long).map(|((column, _), _)| *column)
+        Column::ALL.into_iter().zip(values).zip(&self.0).find_map(|((column, value), (width, charset))| {
+            if value.len() > *width {
+                Some(Misfit::TooLong(column))
+            } else {
+                (!charset.holds(value)).then_some(Misfit::Charset(column))
+            }
+        })
     }
 }
 
@@ -365,21 +419,28 @@ mod tests {
     fn widths_are_those_of_the_table() {
         let ddl = include_str!("mysql.sql");
         let table = &ddl[ddl.find("EXISTS location").expect("table")..];
-        for column in [
-            Column::Username,
-            Column::Domain,
-            Column::Contact,
-            Column::Instance,
-            Column::Received,
-            Column::Path,
-            Column::CallId,
-            Column::UserAgent,
-            Column::Socket,
-        ] {
+        for column in Column::ALL {
             let line = format!("\n    {} VARBINARY({}) ", column.name(), column.width());
             assert!(table.contains(&line), "{line}");
         }
         assert_eq!(too_long(&[(Column::CallId, &[b'x'; 255]), (Column::Socket, &[b'x'; 65])]), Some(Column::Socket));
+    }
+
+    #[test]
+    fn a_table_says_which_text_it_holds() {
+        let texts = ["plain", "\u{e9}", "\u{20ac}", "\u{65e5}", "\u{1f600}"];
+        for (name, held) in
+            [("ascii", 1), ("latin1", 3), ("utf8mb3", 4), ("utf8", 4), ("utf8mb4", 5), ("", 5), ("koi8r", 5)]
+        {
+            let charset = Charset::named(name);
+            assert_eq!(texts.map(|text| charset.holds(text.as_bytes())), [0, 1, 2, 3, 4].map(|n| n < held), "{name}");
+        }
+        let mut widths = Widths::default();
+        widths.narrow(|column| (column == "contact").then_some((Some(5), Charset::Latin1)));
+        let row = |contact| Row { key: Key { contact, ..Key::default() }, ..Row::default() };
+        assert_eq!(widths.misfit(&row(b"sip:ab")), Some(Misfit::TooLong(Column::Contact)));
+        assert_eq!(widths.misfit(&row("\u{65e5}".as_bytes())), Some(Misfit::Charset(Column::Contact)));
+        assert_eq!(widths.misfit(&row("\u{e9}".as_bytes())), None);
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Sqlite {
             db.set_prepared_statement_cache_capacity(16);
             Ok(db)
         };
-        connect().map_err(|e| StoreError::new(Kind::Unreachable, format!("cannot open {}: {e}", self.place())))
+        connect().map_err(|e| StoreError::new(Kind::Denied, format!("cannot open {}: {e}", self.place())))
     }
 }
 

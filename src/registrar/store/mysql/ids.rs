@@ -14,10 +14,10 @@ use crate::registrar::store::Key;
 /// The length of a `ruid` that is made here.
 const LENGTH: usize = 35;
 
-pub(super) type Ruid = [u8; LENGTH];
+pub(in super::super) type Ruid = [u8; LENGTH];
 
 /// `pl-` and 32 digits.
-pub(super) fn ruid(key: &Key<'_>) -> Ruid {
+pub(in super::super) fn ruid(key: &Key<'_>) -> Ruid {
     let mut hash = Md5::new();
     for part in [key.aor.user, key.aor.domain, key.contact, key.instance] {
         hash.update((part.len() as u32).to_le_bytes());

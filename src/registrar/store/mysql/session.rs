@@ -7,7 +7,7 @@ use mysql::{Conn, Params, Value};
 
 use super::ids::{Ids, Ruid, ruid};
 use super::sql::{SWEEP, Sql};
-use super::{RETRY_PAUSE, classify};
+use super::{RETRY_PAUSE, classify, is_of_other_charset};
 use crate::registrar::store::layout::LOCATION;
 use crate::registrar::store::{
     Aor, Batch, EachRow, EachUser, Key, Kind, NO_METHODS, NO_Q, Row, Session, StoreError, StoreOptions, UserRow,
@@ -281,35 +281,54 @@ impl MysqlSession {
     }
 
     /// Streams what a statement finds.
-    fn read(&mut self, sql: String, params: Params, each: EachRow<'_>) -> Result<u64, StoreError> {
+    fn read(&mut self, sql: String, params: Params, each: EachRow<'_>) -> mysql::Result<u64> {
         let (mut count, sql_of) = (0, &self.sql);
         let ids = &self.ids;
-        for raw in self.conn.exec_iter(sql, params).map_err(classify)? {
-            let raw = raw.map_err(classify)?;
-            each(&taken_in(sql_of, ids, &raw));
+        for raw in self.conn.exec_iter(sql, params)? {
+            each(&taken_in(sql_of, ids, &raw?));
             count += 1;
         }
         Ok(count)
+    }
+
+    fn read_aors(&mut self, aors: &[Aor<'_>], each: EachRow<'_>) -> mysql::Result<u64> {
+        let size = size_for(aors.len(), &KEY_SIZES);
+        let mut params = Vec::with_capacity(2 * size);
+        for i in 0..size {
+            let aor = aors[i.min(aors.len() - 1)];
+            let domain = if self.sql.kamailio() { bytes_or_null(aor.domain) } else { bytes(aor.domain) };
+            params.extend([bytes(aor.user), domain]);
+        }
+        self.read(self.sql.of_aors(size), Params::Positional(params), each)
     }
 }
 
 impl Session for MysqlSession {
     fn load_all(&mut self, each: EachRow<'_>) -> Result<u64, StoreError> {
-        self.read(self.sql.all(), Params::Empty, each)
+        self.read(self.sql.all(), Params::Empty, each).map_err(classify)
+    }
+
+    fn loads_in_order(&self) -> bool {
+        !self.sql.kamailio()
     }
 
     fn load_aors(&mut self, aors: &[Aor<'_>], each: EachRow<'_>) -> Result<u64, StoreError> {
         let mut selects = 0;
         for some in aors.chunks(MOST_KEYS) {
-            let size = size_for(some.len(), &KEY_SIZES);
-            let mut params = Vec::with_capacity(2 * size);
-            for i in 0..size {
-                let aor = some[i.min(some.len() - 1)];
-                let domain = if self.sql.kamailio() { bytes_or_null(aor.domain) } else { bytes(aor.domain) };
-                params.extend([bytes(aor.user), domain]);
-            }
-            self.read(self.sql.of_aors(size), Params::Positional(params), &mut *each)?;
             selects += 1;
+            match self.read_aors(some, &mut *each) {
+                // One among them is of no row; it is not to stand in the way of the others.
+                Err(e) if is_of_other_charset(&e) => {
+                    for aor in some.chunks(1).filter(|_| some.len() > 1) {
+                        selects += 1;
+                        match self.read_aors(aor, &mut *each) {
+                            Err(e) if !is_of_other_charset(&e) => return Err(classify(e)),
+                            _ => {}
+                        }
+                    }
+                }
+                other => _ = other.map_err(classify)?,
+            }
         }
         Ok(selects)
     }
@@ -326,7 +345,12 @@ impl Session for MysqlSession {
             } else {
                 (&self.users[0], vec![bytes(user.user), bytes(user.domain)])
             };
-            for row in self.conn.exec_iter(sql, Params::Positional(params)).map_err(classify)? {
+            selects += 1;
+            let rows = match self.conn.exec_iter(sql, Params::Positional(params)) {
+                Err(e) if is_of_other_charset(&e) => continue,
+                other => other.map_err(classify)?,
+            };
+            for row in rows {
                 let row = row.map_err(classify)?;
                 each(&UserRow {
                     aor: Aor { user: text_at(&row, 0), domain: text_at(&row, 1) },
@@ -335,7 +359,6 @@ impl Session for MysqlSession {
                     ha1b: text_at(&row, 4),
                 });
             }
-            selects += 1;
         }
         Ok(selects)
     }
@@ -364,7 +387,7 @@ impl Session for MysqlSession {
             return Ok(0);
         }
         let params = std::iter::once(since).chain(others.iter().copied()).map(Value::from).collect();
-        self.read(self.sql.changed(others.len()), Params::Positional(params), each)
+        self.read(self.sql.changed(others.len()), Params::Positional(params), each).map_err(classify)
     }
 
     fn sweep(&mut self, before: u32) -> Result<u64, StoreError> {

@@ -113,8 +113,12 @@ impl Sql {
         format!("SELECT {} FROM {}", columns.join(", "), self.location())
     }
 
-    /// The rows of one address-of-record follow each other. Ours come in the order of the primary key: nothing is sorted.
+    /// In the order of the primary key, so that nothing is sorted: in our table the rows of one address-of-record follow each
+    /// other then.
     pub fn all(&self) -> String {
+        if self.kamailio() {
+            return self.select();
+        }
         format!("{} ORDER BY {}, {}", self.select(), self.name("username"), self.name("domain"))
     }
 
