@@ -628,7 +628,8 @@ int partyline_registrar_set(partyline_registrar *registrar, const char *name, co
 
 // Opens the store: "sqlite:/var/lib/sip/location.db", "mysql://user:password@host:3306/database", or "memory:" for none.
 // Creates the tables where they are missing, checks their version, starts the threads that write, and (option `preload`)
-// reads the bindings in. PARTYLINE_EDB: unreachable, or refused; PARTYLINE_ESCHEMA: tables of an unknown version.
+// reads the bindings in. A MySQL database that is away is no error: it is reached later, see docs/storage.md. PARTYLINE_EDB:
+// it does not let us in, or a SQLite file cannot be opened; PARTYLINE_ESCHEMA: tables of an unknown version.
 int partyline_registrar_open(partyline_registrar *registrar,
                              const char *url);
 
