@@ -339,7 +339,8 @@ typedef struct {
   uint64_t overload;
   // Messages deferred by plugins and not finished yet.
   uint64_t deferred;
-  // Leadership given away by a leader that had something to handle.
+  // How often leadership changed hands: given away by a leader that had something to handle, or taken while it was
+  // blocked.
   uint64_t promotions;
   // Calls of plugins.
   uint64_t plugin_calls;

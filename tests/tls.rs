@@ -196,7 +196,9 @@ fn openssl_registers_over_both_versions() {
         client.wait().unwrap();
     }
     server.until("both have gone", || server.metric("partyline_stream_open") == 0.0);
-    assert_eq!(server.metric("partyline_stream_closed_total{reason=\"peer\"}"), 2.0);
+    // Which of the two it is depends on whether a ticket of the session still lay unread at the client.
+    let closed = |reason: &str| server.metric(&format!("partyline_stream_closed_total{{reason=\"{reason}\"}}"));
+    assert_eq!(closed("peer") + closed("reset"), 2.0);
 }
 
 #[test]

@@ -33,7 +33,8 @@ pub struct partyline_stats {
     pub overload: u64,
     /// Messages deferred by plugins and not finished yet.
     pub deferred: u64,
-    /// Leadership given away by a leader that had something to handle.
+    /// How often leadership changed hands: given away by a leader that had something to handle, or taken while it was
+    /// blocked.
     pub promotions: u64,
     /// Calls of plugins.
     pub plugin_calls: u64,

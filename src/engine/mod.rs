@@ -488,7 +488,7 @@ impl Running {
             if let Some(pool) = self.groups.pool(id) {
                 let f = pool.figures();
                 figures.threads += f.threads as u32;
-                figures.promotions += f.promotions;
+                figures.promotions += f.promotions + f.takeovers;
             }
         }
         figures
