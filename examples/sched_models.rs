@@ -322,9 +322,10 @@ mod linux {
                 return;
             }
             // Its part of what waits, and no less than is worth a promotion; the others take the rest (guided
-            // self-scheduling, Polychronopoulos and Kuck 1987).
+            // self-scheduling, Polychronopoulos and Kuck 1987). What takes longer than a promotion is worth may be waiting
+            // for something: nothing must wait behind it.
             let part = waiting.div_ceil(self.processors);
-            let share = part.max((WORTH / mean) as usize).clamp(1, 64);
+            let share = if mean >= WORTH { 1 } else { part.max((WORTH / mean) as usize).min(64) };
             let mut own = [0; 64];
             own[0] = token;
             let more = (1..share).map_while(|at| self.ready.pop().map(|(token, _)| own[at] = token)).count();

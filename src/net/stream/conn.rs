@@ -140,7 +140,7 @@ impl Conn {
         }
         *slot.output.lock() = super::output::Output::default();
         *slot.tls.lock() = None;
-        *slot.domain.write() = None;
+        slot.domain.store(0, Ordering::SeqCst);
         let reason = CloseReason::of(slot.reason.load(Ordering::SeqCst));
         self.streams.counters.closed[reason as usize - 1].inc();
         // A descriptor is free again.

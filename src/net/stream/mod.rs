@@ -256,7 +256,7 @@ impl Streams {
         let conn = Conn::new(Arc::clone(self), self.table.take(ends, flags));
         let slot = conn.slot();
         *slot.tls.lock() = tls;
-        *slot.domain.write() = domain.map(Into::into);
+        slot.domain.store(self.table.mark_of(domain), Ordering::SeqCst);
         *slot.input.lock() = Input { framer: SipFramer::new(self.options.limits), ..Input::default() };
         slot.output.lock().connecting = !ends.incoming;
         // Registered once for both directions, edge-triggered: nothing is ever re-armed.
@@ -265,7 +265,7 @@ impl Streams {
         if let Err(error) = registered {
             drop(stream);
             *slot.tls.lock() = None;
-            *slot.domain.write() = None;
+            slot.domain.store(0, Ordering::SeqCst);
             self.table.dismiss(ends.peer.ip());
             self.table.unpin(slot);
             return Err(error);

@@ -127,8 +127,8 @@ pub(super) struct Slot {
     pub(super) tag: AtomicUsize,
     /// Locked after `output`, where both are.
     pub(super) tls: Mutex<Option<Box<Tls>>>,
-    /// Whom a TLS connection of ours was opened for, if that was said.
-    pub(super) domain: RwLock<Option<Box<str>>>,
+    /// Whom a TLS connection of ours was opened for ([`Table::mark_of`]), if that was said; else 0.
+    pub(super) domain: AtomicU64,
 }
 
 impl Slot {
@@ -150,7 +150,7 @@ impl Slot {
             wrote: AtomicUsize::new(0),
             tag: AtomicUsize::new(0),
             tls: Mutex::new(None),
-            domain: RwLock::new(None),
+            domain: AtomicU64::new(0),
         }
     }
 
@@ -298,6 +298,12 @@ impl Table {
         }
     }
 
+    /// A domain in eight bytes, for every connection has room for one: a hash under keys of this process, 0 for none. Two
+    /// domains at one address have the same with a probability of 2^-63.
+    pub(super) fn mark_of(&self, domain: Option<&str>) -> u64 {
+        domain.map_or(0, |domain| self.hasher.hash_one(domain) | 1)
+    }
+
     /// An open connection to `peer` over `transport`, from `local` if that is given, that was opened for `domain` or, with
     /// none, for no certain one.
     pub(super) fn find(
@@ -308,6 +314,7 @@ impl Table {
         domain: Option<&str>,
     ) -> Option<Pin> {
         let hash = self.hasher.hash_one(peer);
+        let domain = self.mark_of(domain);
         let slots = self.slots.read();
         let all = self.ends.lock();
         let fits = |&(known, index): &(SocketAddr, u32)| {
@@ -318,7 +325,7 @@ impl Table {
                     .ends
                     .read()
                     .is_some_and(|ends| ends.transport == transport && local.is_none_or(|ip| ends.local.ip() == ip))
-                && slot.domain.read().as_deref() == domain
+                && slot.domain.load(Ordering::SeqCst) == domain
         };
         let &(_, index) = all.find(hash, fits)?;
         let slot = Arc::clone(&slots[index as usize]);
