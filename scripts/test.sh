@@ -28,7 +28,7 @@ optional() { # optional SUBCOMMAND ARGUMENTS...: Debian's rustc-web has neither 
 trap 'code=$?; read_cpu; printf "%s%-24s %5d s %5d s of CPU\n" "$spent" "all" "$SECONDS" "$cpu"; [ $code = 0 ] || echo "make test: FAILED" >&2' EXIT
 
 windows() { # last, and not where it could take what is left of CI's 1200 s
-  if [ "$SECONDS" -lt 780 ]; then scripts/test-windows.sh quick; else
+  if [ "$SECONDS" -lt 640 ]; then scripts/test-windows.sh quick; else
     printf '%s\n' "****" "**** SKIPPED: Windows: what comes before took $SECONDS s of 1200; run make test-windows" "****"
   fi
 }
