@@ -17,7 +17,7 @@
 #   make bench-sched              one work under six models of serving, and a plugin that sleeps (100 s)
 #   make bench-partysip           partysip's shape before and after, 33 minutes (BENCH_ARGS='--hold 10' for a look); make soak: 90
 #   make bench-transport          answering through net and the scheduler beside bare loops in C
-#   make bench-registrar          the registrar beside Kamailio, 14 minutes (BENCH_ARGS=--quick: 5)
+#   make bench-registrar          the registrar beside Kamailio, 8 minutes (BENCH_ARGS=--quick: 5)
 #   make test-differential        a thousand REGISTER sequences against Kamailio and us
 #   make sanitize | memcheck      AddressSanitizer and ThreadSanitizer (needs rustup's nightly) | valgrind
 #   make test-windows             the library for Windows: built, and its tests run under Wine (docs/windows.md)

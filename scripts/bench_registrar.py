@@ -15,7 +15,7 @@ rate that both servers can do, for the response times. memory_bare answers witho
                                     spread over all of them; the two servers take turns. _ratio: the larger by the smaller
 
 Kamailio's settings: -x fm, maxbuffer 4194304, hash_size 16, one child where it does not wait for the database, else eight. Both
-write back every 5 s. Whole run: about 14 minutes; --quick: about 5.
+write back every 5 s. Whole run: about 8 minutes; --quick: about 5.
 """
 
 import argparse
